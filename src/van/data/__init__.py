@@ -1,0 +1,1 @@
+"""Where pictures come from: folders of classes, the embedded digits, and augmentation."""

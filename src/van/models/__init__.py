@@ -1,0 +1,1 @@
+"""Networks: LKA and VAN, their registration with timm, and every public weights format."""

@@ -1,0 +1,186 @@
+"""The parts of a VAN: large kernel attention, the attention unit, the feed-forward part, the block.
+
+Attribute names are those of the released checkpoints (``conv0``, ``spatial_gating_unit``, ...).
+Shapes: every module maps (N, C, H, W) to the same shape unless it says otherwise.
+Importing this file does not import timm, so ``LKA`` alone costs no more than torch.
+Source: Guo et al. 2022, arXiv:2202.09741, section 3.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from van.errors import ShapeError
+from van.models.design import decompose
+from van.ops import Kernel, large_kernel_attention
+from van.ops.reference import same_padding
+
+
+class LKA(nn.Module):
+    """Large kernel attention: ``x`` gated by a map that reads a wide neighbourhood of each pixel.
+
+    A ``kernel_size`` x ``kernel_size`` convolution split into a depth-wise (2d-1) x (2d-1),
+    a depth-wise ceil(K/d) x ceil(K/d) dilated by d, and a 1x1 convolution, all with bias.
+
+    Args:
+        channels: C.
+        kernel_size: K in pixels; 21 in the paper.
+        dilation: d in pixels; the one with the fewest weights where none is given (3 for K=21).
+
+    Raises:
+        ShapeError: a size is below 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 21,
+        dilation: int | None = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        plan = decompose(kernel_size, dilation=dilation, channels=channels)
+        depthwise = {"groups": channels, "device": device, "dtype": dtype}
+        padding = same_padding(plan.dilated_size, plan.dilation)
+        self.conv0 = nn.Conv2d(channels, channels, plan.local_size, padding=plan.local_size // 2, **depthwise)
+        self.conv_spatial = nn.Conv2d(
+            channels, channels, plan.dilated_size, padding=padding[0], dilation=plan.dilation, **depthwise
+        )
+        self.conv1 = nn.Conv2d(channels, channels, 1, device=device, dtype=dtype)
+        self.plan = plan
+
+    def forward(self, x: Tensor) -> Tensor:
+        return large_kernel_attention(
+            x,
+            local=Kernel(self.conv0.weight, self.conv0.bias),
+            dilated=Kernel(self.conv_spatial.weight, self.conv_spatial.bias, self.plan.dilation),
+            mix=Kernel(self.conv1.weight, self.conv1.bias),
+        )
+
+    def extra_repr(self) -> str:
+        return f"kernel_size={self.plan.kernel_size}, dilation={self.plan.dilation}, reach_px={self.plan.reach_px}"
+
+
+class Attention(nn.Module):
+    """``proj_2(LKA(GELU(proj_1(x)))) + x``; the inner shortcut is deliberate."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int = 21,
+        dilation: int | None = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.proj_1 = nn.Conv2d(channels, channels, 1, **dd)
+        self.activation = nn.GELU()
+        self.spatial_gating_unit = LKA(channels, kernel_size=kernel_size, dilation=dilation, **dd)
+        self.proj_2 = nn.Conv2d(channels, channels, 1, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj_2(self.spatial_gating_unit(self.activation(self.proj_1(x)))) + x
+
+
+class DepthwiseConv(nn.Module):
+    """A depth-wise 3x3 convolution under the released name ``dwconv.dwconv``."""
+
+    def __init__(self, channels: int, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dwconv(x)
+
+
+class FeedForward(nn.Module):
+    """``fc2(GELU(DW3x3(fc1(x))))`` with ``hidden`` channels inside."""
+
+    def __init__(
+        self, channels: int, hidden: int, *, drop_rate: float = 0.0, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.fc1 = nn.Conv2d(channels, hidden, 1, **dd)
+        self.dwconv = DepthwiseConv(hidden, **dd)
+        self.act = nn.GELU()
+        self.fc2 = nn.Conv2d(hidden, channels, 1, **dd)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.dwconv(self.fc1(x))))))
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each normalised, scaled per channel (from 0.01) and added to its input."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        mlp_ratio: float = 4.0,
+        kernel_size: int = 21,
+        dilation: int | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        layer_scale: float = 1e-2,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.norm1 = nn.BatchNorm2d(channels, **dd)
+        self.attn = Attention(channels, kernel_size=kernel_size, dilation=dilation, **dd)
+        self.drop_path = _drop_path(drop_path_rate)
+        self.norm2 = nn.BatchNorm2d(channels, **dd)
+        self.mlp = FeedForward(channels, int(channels * mlp_ratio), drop_rate=drop_rate, **dd)
+        self.layer_scale_1 = nn.Parameter(torch.full((channels,), layer_scale, **dd))
+        self.layer_scale_2 = nn.Parameter(torch.full((channels,), layer_scale, **dd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.layer_scale_1[:, None, None] * self.attn(self.norm1(x)))
+        return x + self.drop_path(self.layer_scale_2[:, None, None] * self.mlp(self.norm2(x)))
+
+
+class OverlapPatchEmbed(nn.Module):
+    """A strided convolution whose windows overlap, then BatchNorm: (N, C, H, W) to (N, D, ceil(H/s), ceil(W/s))."""
+
+    def __init__(
+        self, channels: int, dim: int, *, patch_size: int, stride: int, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.proj = nn.Conv2d(channels, dim, patch_size, stride=stride, padding=patch_size // 2, **dd)
+        self.norm = nn.BatchNorm2d(dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != self.proj.in_channels:
+            raise ShapeError(f"input is {tuple(x.shape)}; wanted (N, {self.proj.in_channels}, H, W)")
+        return self.norm(self.proj(x))
+
+
+def _drop_path(rate: float) -> nn.Module:
+    if not rate:
+        return nn.Identity()
+    from timm.layers import DropPath  # here, because timm's import ends by importing van.models.van, which needs us
+
+    return DropPath(rate)
+
+
+def init_weights(module: nn.Module) -> None:
+    """The paper's initialisation: convolutions normal by fan-out per group, linears truncated normal 0.02."""
+    if isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+    elif isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,288 @@
+"""VAN, the Visual Attention Network, in seven sizes, registered with timm.
+
+``van_b0`` ... ``van_b6`` keep the released state-dict names, entry for entry, and follow timm's
+backbone contract. Shapes: N pictures (N, C, H, W); the four stages have strides 4, 8, 16 and 32.
+Source: Guo et al. 2022, arXiv:2202.09741, table 3.
+"""
+
+from typing import Any, cast
+
+import torch
+from timm.layers import LayerNorm2d, create_classifier
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import FeatureGetterNet, feature_take_indices
+from timm.models._manipulate import checkpoint_seq
+from torch import Tensor, nn
+
+from van.errors import ShapeError
+from van.models.catalogue import MLP_RATIOS, VARIANTS
+from van.models.hub import Pretrained, find_pretrained
+from van.models.layers import Block, OverlapPatchEmbed, init_weights
+from van.models.weights import official_state
+
+STAGES = (1, 2, 3, 4)
+STAGE_INDICES = (0, 1, 2, 3)
+
+
+class VAN(nn.Module):
+    """The backbone with a linear classifier on the mean over pixels.
+
+    Args:
+        num_classes: outputs of the classifier; 0 leaves the pooled features.
+        in_chans: channels of the input pictures.
+        global_pool: ``avg``, ``max``, ``avgmax``, ``catavgmax``, or "" to keep the map (with ``num_classes=0``).
+        dims, depths, mlp_ratios: channels, blocks and feed-forward width of each stage.
+        kernel_size, dilation: of every LKA, in pixels.
+        drop_rate: dropout before the classifier.
+        proj_drop_rate: dropout inside every feed-forward part.
+        drop_path_rate: of the last block; it rises linearly from 0 over all blocks.
+        norm_eps: of the LayerNorm that ends each stage (1e-6 released, 1e-5 in mmsegmentation).
+        output_stride: 32; accepted because libraries on top of timm pass it.
+
+    Raises:
+        ShapeError: a setting that this network cannot have.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        dims: tuple[int, ...] = (32, 64, 160, 256),
+        depths: tuple[int, ...] = (3, 3, 5, 2),
+        mlp_ratios: tuple[float, ...] = MLP_RATIOS,
+        kernel_size: int = 21,
+        dilation: int | None = None,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_eps: float = 1e-6,
+        output_stride: int = 32,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if output_stride != 32:
+            raise ShapeError(f"output_stride is {output_stride}; VAN has 32 only (its stages are not dilated)")
+        if {len(dims), len(depths), len(mlp_ratios)} != {len(STAGES)}:
+            raise ShapeError(f"dims {dims}, depths {depths} and mlp_ratios {mlp_ratios}; wanted {len(STAGES)} of each")
+        dd = {"device": device, "dtype": dtype}
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.grad_checkpointing = False
+        self.feature_info: list[dict[str, Any]] = []
+        last_block = max(sum(depths) - 1, 1)
+        rates = (drop_path_rate * index / last_block for index in range(sum(depths)))
+        channels, reduction = in_chans, 1
+        for stage, dim, depth, ratio in zip(STAGES, dims, depths, mlp_ratios, strict=True):
+            patch_size, stride = (7, 4) if stage == 1 else (3, 2)
+            embed = OverlapPatchEmbed(channels, dim, patch_size=patch_size, stride=stride, **dd)
+            blocks = [
+                Block(
+                    dim, mlp_ratio=ratio, kernel_size=kernel_size, dilation=dilation,
+                    drop_rate=proj_drop_rate, drop_path_rate=next(rates), **dd,
+                )
+                for _ in range(depth)
+            ]  # fmt: skip
+            self.add_module(f"patch_embed{stage}", embed)
+            self.add_module(f"block{stage}", nn.Sequential(*blocks))
+            self.add_module(f"norm{stage}", LayerNorm2d(dim, eps=norm_eps, **dd))
+            channels, reduction = dim, reduction * stride
+            self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"norm{stage}"})
+        self.global_pool, self.head = self._classifier(num_classes, global_pool, dd)
+        self.head_drop = nn.Dropout(drop_rate)
+        if torch.device(device or "cpu").type != "meta":
+            self.apply(init_weights)
+
+    def _classifier(self, num_classes: int, global_pool: str, dd: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
+        if num_classes > 0 and not global_pool:
+            raise ShapeError(f"num_classes is {num_classes} without pooling; set num_classes=0 or global_pool='avg'")
+        parts = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
+        return parts[0], parts[-1]
+
+    def _stage(self, stage: int) -> tuple[nn.Module, nn.Sequential, nn.Module]:
+        embed, blocks = getattr(self, f"patch_embed{stage}"), getattr(self, f"block{stage}")
+        return embed, blocks, getattr(self, f"norm{stage}")
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay leaves alone, beside biases and norms: the layer scales."""
+        return {name for name, _ in self.named_parameters() if ".layer_scale_" in name}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that order parameters by depth (for layer decay), by stage if ``coarse``."""
+        fine = [(r"^patch_embed(\d+)", None), (r"^block(\d+)\.(\d+)", None), (r"^norm(\d+)", (99999,))]
+        return {"stem": r"^patch_embed1", "blocks": r"^(?:patch_embed|block|norm)(\d+)" if coarse else fine}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade a second forward pass of every block for the memory of its activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The linear layer, or an identity where ``num_classes`` is 0."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a fresh one of ``num_classes`` outputs (0 removes it)."""
+        pool_type = str(self.global_pool.pool_type) if global_pool is None else global_pool
+        weight = next(self.parameters())
+        self.global_pool, self.head = self._classifier(
+            num_classes, pool_type, {"device": weight.device, "dtype": weight.dtype}
+        )
+        self.num_classes = num_classes
+        if weight.device.type != "meta":
+            self.head.apply(init_weights)
+
+    def _run_blocks(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
+        if self.grad_checkpointing and len(blocks) and not torch.jit.is_scripting():
+            return checkpoint_seq(blocks, x)
+        return blocks(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The maps of chosen stages, before their LayerNorm or (``norm``) after it.
+
+        Args:
+            x: (N, C, H, W).
+            indices: the last n stages if an int, every stage if None, else stage indices from 0.
+            norm: give each map after the LayerNorm that ends its stage.
+            stop_early: do not compute stages after the last one asked for.
+            output_fmt: NCHW, the only one.
+            intermediates_only: leave the final features out.
+
+        Returns:
+            The maps, or the final features (always normalised) and the maps.
+        """
+        if output_fmt != "NCHW":
+            raise ShapeError(f"output_fmt is {output_fmt!r}; wanted 'NCHW'")
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        intermediates = []
+        for index, stage in enumerate(STAGES[: last + 1] if stop_early else STAGES[: len(self.feature_info)]):
+            embed, blocks, normalise = self._stage(stage)
+            raw = self._run_blocks(blocks, embed(x))
+            x = normalise(raw)
+            if index in take:
+                intermediates.append(x if norm else raw)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages after the last one asked for; returns the indices kept."""
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        dropped = STAGES[last + 1 : len(self.feature_info)]
+        for stage in dropped:
+            for name in (f"patch_embed{stage}", f"block{stage}", f"norm{stage}"):
+                delattr(self, name)
+        self.feature_info = self.feature_info[: last + 1]
+        self.num_features = self.head_hidden_size = self.feature_info[-1]["num_chs"]
+        if prune_norm:
+            setattr(self, f"norm{STAGES[last]}", nn.Identity())
+        if prune_head or dropped:
+            self.reset_classifier(0, "")
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the normalised map of stage 4, (N, D, ceil(H/32), ceil(W/32))."""
+        for stage in STAGES[: len(self.feature_info)]:
+            embed, blocks, normalise = self._stage(stage)
+            x = normalise(self._run_blocks(blocks, embed(x)))
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The map of stage 4 to (N, num_classes), or to pooled features if ``pre_logits``."""
+        x = self.head_drop(self.global_pool(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _config(name: str) -> dict[str, Any]:
+    variant = VARIANTS[name]
+    where = {"hf_hub_id": variant.hub_repository, "hf_hub_filename": variant.hub_file} if variant.hub_file else {}
+    return {
+        "url": "", "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": (7, 7),
+        "crop_pct": 0.9, "interpolation": "bicubic", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5),
+        "first_conv": "patch_embed1.proj", "classifier": "head", "license": "apache-2.0",
+        "paper_ids": "arXiv:2202.09741", "paper_name": "Visual Attention Network",
+        "origin_url": "github.com/Visual-Attention-Network/VAN-Classification", **where,
+    }  # fmt: skip
+
+
+default_cfgs = generate_default_cfgs({f"{name}.in1k": _config(name) for name in VARIANTS})
+
+
+def _create_van(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build one size through timm's builder, with weights that this package has read and compared."""
+    variant = VARIANTS[name]
+    features_only = bool(kwargs.get("features_only"))
+    features: dict[str, Any] = {"out_indices": STAGE_INDICES, "flatten_sequential": True}
+    if kwargs.get("feature_cls") in ("getter", FeatureGetterNet):
+        features["norm"] = True  # the other extractors give normalised maps: the same from this one
+    options: dict[str, Any] = {"dims": variant.dims, "depths": variant.depths, **kwargs}
+    found = find_pretrained(name, options) if pretrained else None
+    if found is not None:
+        options = found.options(options)
+
+    def fit(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        source = found or Pretrained(weights=official_state(state, model=name), place=f"the weights for {name}")
+        return source.fit(model, features_only=features_only)
+
+    model = build_model_with_cfg(VAN, name, pretrained, pretrained_filter_fn=fit, feature_cfg=features, **options)
+    cast(dict[str, Any], model.pretrained_cfg).pop("state_dict", None)
+    return model
+
+
+@register_model
+def van_b0(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """VAN-B0 (Tiny): 4.1 M parameters, 0.9 GMACs at 224 x 224."""
+    return _create_van("van_b0", pretrained, **kwargs)
+
+
+@register_model
+def van_b1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """VAN-B1 (Small): 13.9 M parameters, 2.5 GMACs at 224 x 224."""
+    return _create_van("van_b1", pretrained, **kwargs)
+
+
+@register_model
+def van_b2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """VAN-B2 (Base): 26.6 M parameters, 5.0 GMACs at 224 x 224."""
+    return _create_van("van_b2", pretrained, **kwargs)
+
+
+@register_model
+def van_b3(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """VAN-B3 (Large): 44.8 M parameters, 8.9 GMACs at 224 x 224."""
+    return _create_van("van_b3", pretrained, **kwargs)
+
+
+@register_model
+def van_b4(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """VAN-B4: 60.3 M parameters, 12.1 GMACs at 224 x 224."""
+    return _create_van("van_b4", pretrained, **kwargs)
+
+
+@register_model
+def van_b5(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """VAN-B5: 90.0 M parameters, 17.1 GMACs at 224 x 224."""
+    return _create_van("van_b5", pretrained, **kwargs)
+
+
+@register_model
+def van_b6(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """VAN-B6: 199.8 M parameters, 38.7 GMACs at 224 x 224."""
+    return _create_van("van_b6", pretrained, **kwargs)

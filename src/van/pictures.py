@@ -1,0 +1,181 @@
+"""From a file to an upright RGB picture, whatever is in the file.
+
+EXIF orientation is applied, CMYK, palette, 16-bit and transparent pictures become RGB on white,
+an animation gives its first frame. What cannot be read raises ``PictureError`` with the reason.
+Any number of threads may read at once.
+"""
+
+import contextlib
+import io
+import os
+import re
+import threading
+import warnings
+from pathlib import Path
+from types import TracebackType
+from typing import cast
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from van.errors import PictureError
+
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+"""File endings taken for pictures when a folder is searched."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
+"""What is opened at all, told by content: Pillow's other readers go as far as starting a PostScript interpreter."""
+
+MAX_PIXELS = 178_956_970
+"""More pixels than this are refused before any is decoded: half a gigabyte of RGB. Pillow's own limit, too."""
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each EXIF orientation but 1."""
+
+_STRIP_PIXELS = 1 << 20
+
+
+def read_picture(source: Path | str | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read one picture as upright RGB.
+
+    Args:
+        source: a path, or the bytes of a file.
+        name: what messages call it; the path where there is one.
+        max_pixels: refuse larger pictures without decoding them; at most ``MAX_PIXELS``.
+
+    Raises:
+        PictureError: missing, truncated, not a picture, or too large.
+    """
+    shown = name or ("picture" if isinstance(source, bytes) else str(source))
+    try:
+        with _QUIET, Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
+            width, height = file.size
+            if width * height > max_pixels:
+                raise PictureError(shown, _too_large(f"{width}x{height} is {width * height:,} pixels", max_pixels))
+            file.load()
+            return to_rgb(_upright(file))
+    except PictureError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on hostile files
+        raise PictureError(shown, _reason(error, source, max_pixels)) from error
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Any mode to RGB: deep greys are scaled to 8 bits, transparency is laid on white."""
+    if picture.mode.startswith(("I", "F")):
+        return _deep_grey(picture).convert("RGB")
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Every picture file below ``folder``, sorted; hidden files and folders are passed over, links are followed."""
+    found: list[Path] = []
+    visited: set[Path] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = Path(place).resolve()
+        if real in visited:  # a link back to where we were
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(place, name) for name in files if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+
+
+class _Quiet:
+    """Hides Pillow's warnings while any thread reads: notes on large pictures and odd metadata.
+
+    ``warnings.catch_warnings`` puts back a list that all threads share, so two readers that overlap
+    would leave it changed for good. This one counts the readers and takes out only what it put in.
+    """
+
+    def __init__(self) -> None:
+        self._filter = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+        self._lock = threading.Lock()
+        self._readers = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._readers += 1
+            if self._filter not in warnings.filters:
+                cast(list[object], warnings.filters).insert(0, self._filter)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._readers -= 1
+            if not self._readers:
+                with contextlib.suppress(ValueError):
+                    cast(list[object], warnings.filters).remove(self._filter)
+
+
+_QUIET = _Quiet()
+
+
+def _upright(file: Image.Image) -> Image.Image:
+    """A copy of a loaded file's picture, turned as its EXIF says; damaged EXIF says nothing."""
+    try:
+        turn = _UPRIGHT.get(file.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a picture is worth more than its metadata
+        turn = None
+    if file.format == "PPM" and file.mode == "I":  # Pillow has scaled it to 16 bits
+        file = file.convert("I;16")
+    return file.copy() if turn is None else file.transpose(turn)
+
+
+def _deep_grey(picture: Image.Image) -> Image.Image:
+    """16-bit, 32-bit and float greys to 8 bits, one factor for the whole picture, strip by strip to save memory."""
+    values = np.asarray(picture)
+    factor = _factor(picture.mode, values)
+    flat, grey = values.reshape(-1), np.empty(values.size, dtype=np.uint8)
+    for start in range(0, values.size, _STRIP_PIXELS):
+        strip = flat[start : start + _STRIP_PIXELS].astype(np.float64) * factor
+        finite = np.nan_to_num(strip, nan=0.0, posinf=255.0, neginf=0.0)
+        grey[start : start + _STRIP_PIXELS] = np.clip(np.rint(finite), 0, 255)
+    return Image.fromarray(grey.reshape(values.shape))
+
+
+def _factor(mode: str, values: np.ndarray) -> float:
+    """What 8-bit white is divided by: 16 bits are declared, any other range is told from the brightest pixel."""
+    if mode.startswith("I;16"):
+        return 255 / 65535
+    peak = float(np.max(values, where=np.isfinite(values), initial=0.0))
+    if mode == "F" and peak <= 1.0:
+        return 255.0
+    if peak <= 255.0:
+        return 1.0
+    return 255 / max(peak, 65535.0)
+
+
+def _reason(error: Exception, source: Path | str | bytes, max_pixels: int) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder, not a picture"
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's text: "Image size (N pixels) exceeds limit ..."
+        pixels = re.search(r"\((\d+) pixels\)", str(error))
+        return _too_large(f"it has {int(pixels[1]):,} pixels" if pixels else "too many pixels", max_pixels)
+    if isinstance(error, UnidentifiedImageError):
+        size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+        known = ", ".join(FORMATS)
+        return f"is no picture that can be read ({known}), or it is damaged or cut off" if size else "is empty"
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    return f"is damaged or cut off ({error or type(error).__name__})"
+
+
+def _too_large(what: str, max_pixels: int) -> str:
+    return f"is too large: {what}, more than {min(max_pixels, MAX_PIXELS):,}; make it smaller first"

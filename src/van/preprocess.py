@@ -1,0 +1,152 @@
+"""THE picture -> tensor rule: one frozen object that trains, evaluates, exports and serves.
+
+It travels inside every checkpoint, because the usual bug in this field is two resizes.
+Shapes: a picture is H x W RGB; a tensor is (3, size_px, size_px), float32.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from van.errors import ShapeError
+from van.pictures import to_rgb
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos"]
+_TIMM_NAMES = ("input_size", "crop_pct", "interpolation", "mean", "std")
+_MAX_ASPECT = 16.0
+"""Beyond this the middle is cut out before resizing, or a 1 x 10,000 picture would need gigabytes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """Resize the shorter side, crop the middle, scale to [0, 1], normalise.
+
+    The defaults are the released VAN's: 248 -> 224 bicubic, mean and deviation 0.5.
+
+    Args:
+        size_px: side of the square that the network sees.
+        crop_fraction: share of the resized shorter side that the crop keeps.
+        interpolation: of the resize, with antialiasing.
+        mean, std: per channel, on the scale of [0, 1].
+    """
+
+    size_px: int = 224
+    crop_fraction: float = 0.9
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float] = HALF
+    std: tuple[float, float, float] = HALF
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size_px, int) or self.size_px < 1:
+            raise ShapeError(f"size_px is {self.size_px!r}; wanted a whole number, at least 1")
+        if not _is_finite(self.crop_fraction) or not 0 < self.crop_fraction <= 1:
+            raise ShapeError(f"crop_fraction is {self.crop_fraction!r}; wanted more than 0 and at most 1")
+        if self.interpolation not in get_args(Interpolation):
+            known = ", ".join(get_args(Interpolation))
+            raise ShapeError(f"interpolation is {self.interpolation!r}; known: {known}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not isinstance(values, tuple) or len(values) != 3 or not all(map(_is_finite, values)):
+                raise ShapeError(f"{name} is {values!r}; wanted three finite numbers, for red, green and blue")
+        if min(self.std) <= 0:
+            raise ShapeError(f"std is {self.std}; wanted three positive numbers")
+
+    @property
+    def resize_px(self) -> int:
+        """The shorter side after the resize."""
+        return math.floor(self.size_px / self.crop_fraction)
+
+    def crop(self, picture: Image.Image) -> Image.Image:
+        """Resize and crop: the (size_px, size_px) RGB picture that the network sees.
+
+        Raises:
+            ShapeError: the picture has no pixels.
+        """
+        if 0 in picture.size:
+            raise ShapeError(f"a picture of {picture.width}x{picture.height} has no pixels")
+        picture = _without_extreme_aspect(to_rgb(picture))
+        short, long = sorted(picture.size)
+        scaled = int(self.resize_px * long / short)
+        width, height = (self.resize_px, scaled) if picture.width <= picture.height else (scaled, self.resize_px)
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), Image.Resampling[self.interpolation.upper()])
+        left, top = round((width - self.size_px) / 2), round((height - self.size_px) / 2)
+        return picture.crop((left, top, left + self.size_px, top + self.size_px))
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """(..., 3, H, W) on the scale of [0, 1] to what the network reads."""
+        mean, std = (torch.tensor(v, dtype=pictures.dtype, device=pictures.device) for v in (self.mean, self.std))
+        return (pictures - mean[:, None, None]) / std[:, None, None]
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """A picture of any size to (3, size_px, size_px), float32."""
+        return self.normalise(to_tensor(self.crop(picture)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint's header."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
+        """The object that ``to_dict`` came from.
+
+        Raises:
+            ShapeError: a value or a name does not belong, or a name is missing: no default is right by chance.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        if set(values) != set(known):
+            raise ShapeError(f"preprocess holds {', '.join(map(str, values)) or 'nothing'}; wanted {', '.join(known)}")
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
+
+    @classmethod
+    def from_timm(cls, config: Mapping[str, Any]) -> "Preprocess":
+        """The same rule as a timm model's ``pretrained_cfg``.
+
+        Raises:
+            ShapeError: the model wants something else than a square from the middle of an RGB picture.
+        """
+        missing = [name for name in _TIMM_NAMES if name not in config]
+        if missing:
+            raise ShapeError(f"the model's pretrained_cfg lacks {', '.join(missing)}")
+        channels, height, width = config["input_size"]
+        if channels != 3 or height != width:
+            raise ShapeError(f"input_size is {config['input_size']}; wanted (3, side, side)")
+        if config.get("crop_mode", "center") != "center":
+            raise ShapeError(f"crop_mode is {config['crop_mode']!r}; wanted 'center'")
+        return cls(
+            size_px=width,
+            crop_fraction=config["crop_pct"],
+            interpolation=config["interpolation"],
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+        )
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """An RGB picture to (3, H, W), float32 in [0, 1]."""
+    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    return pixels.view(picture.height, picture.width, 3).permute(2, 0, 1).float().div(255)
+
+
+def _without_extreme_aspect(picture: Image.Image) -> Image.Image:
+    short, long = sorted(picture.size)
+    if long <= _MAX_ASPECT * short:
+        return picture
+    kept = int(_MAX_ASPECT * short)
+    kept += (long - kept) % 2  # as much goes from either end, so that the middle stays the middle
+    width, height = (min(side, kept) for side in picture.size)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

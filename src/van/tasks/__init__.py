@@ -1,0 +1,1 @@
+"""What a job is: how its batches are put together, its loss, its metrics, its answers."""

@@ -1,0 +1,101 @@
+"""What every verb has in common: help with examples, and one clear line for bad input."""
+
+import re
+import shlex
+
+import pytest
+
+from van.cli.main import VERBS
+from van.recipes import RECIPES
+
+HELPFUL = [[verb] for verb in VERBS] + [["train", recipe] for recipe in RECIPES] + [["data", "digits"]]
+
+
+@pytest.mark.parametrize("verb", HELPFUL, ids=" ".join)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_comes_with_examples_and_status_0(van, verb, flag):
+    ran = van(*verb, flag)
+    assert (ran.status, ran.err) == (0, "")
+    examples = re.findall(rf"^  (?:\S.*[ |])?(van {' '.join(verb)}(?: .*)?)$", ran.out, flags=re.M)
+    examples += re.findall(rf"-m (van {' '.join(verb)} .*)$", ran.out, flags=re.M)
+    assert examples
+
+
+@pytest.mark.parametrize("verb", HELPFUL, ids=" ".join)
+def test_examples_name_no_flag_that_the_help_does_not(van, verb):
+    text = van(*verb, "--help").out
+    examples = [line for line in text.splitlines() if re.match(r"  (torchrun|van|find) ", line)]
+    for example in examples:
+        after = example.split("van ", 1)[1] if "-m van" not in example else example.split("-m van ", 1)[1]
+        flags = {word for word in shlex.split(after) if word.startswith("--")}
+        helped = van(*shlex.split(after)[: 2 if after.startswith(("train", "data")) else 1], "--help").out
+        assert all(re.search(rf"{flag}\b", helped) for flag in flags), example
+
+
+BAD = {
+    "train": (2, "usage: van train RECIPE"),
+    "train nonsense --out x": (2, "there is no recipe 'nonsense'; known: digits, finetune, imagenet1k"),
+    "train digits": (2, "--out"),
+    "train digits --out x --epoch 3": (2, "--epochs"),
+    "train digits --out x --epochs three": (2, "'three'"),
+    "train digits --out x --epochs 0": (2, "--epochs is 0; wanted at least 1"),
+    "train digits --out x --lr nan": (2, "--lr is nan; wanted more than 0"),
+    "train digits --out x --precision fp8": (2, "fp8"),
+    "train digits --out x --scale 0.9 0.1": (2, "--scale is (0.9, 0.1); wanted two shares"),
+    "train digits --out x --set speed=9": (2, "--set speed: wanted NAME=VALUE with NAME one of cooldown_epochs"),
+    "train digits --out x --set": (2, "--set : wanted NAME=VALUE"),
+    "train digits --out x --set=save_every=often": (2, "--set save_every=often: wanted a whole number"),
+    "train digits --out x --model van_b9": (2, "'van_b9' is neither a file nor a model; known: van_b0"),
+    "train digits --out x --rand-augment loud": (2, "--rand-augment is 'loud'"),
+    "train finetune --out x": (2, "--data"),
+    "train finetune --data nowhere --out x": (1, "nowhere: no such folder"),
+    "train imagenet1k --data nowhere --out x --model resnet18": (2, "--drop-path-rate: the paper has none"),
+    "eval": (2, "CHECKPOINT"),
+    "eval nowhere.safetensors": (2, "--data"),
+    "eval nowhere.safetensors --data x": (1, "nowhere.safetensors: no such file"),
+    "eval van_b9 --data x": (2, "'van_b9' is neither a file nor a model"),
+    "eval x --data y --batch-size 0": (2, "--batch-size is 0"),
+    "eval x --data y --workers -1": (2, "--workers -1"),
+    "eval x --data y --confusion table.pdf": (2, "--confusion is table.pdf; wanted a name ending in .png"),
+    "predict": (2, "MODEL"),
+    "predict van_b0": (2, "no pictures given"),
+    "predict van_b0 a.png --top 0": (2, "--top is 0"),
+    "predict van_b0 a.png --batch-size 0": (2, "--batch-size 0"),
+    "predict van_b0 a.png --json --csv": (2, "--json and --csv exclude each other"),
+    "predict van_b9 a.png": (2, "'van_b9' is neither a file nor a model"),
+    "predict van_b0 *.gif": (2, "*.gif matches no files"),
+    "predict van_b0 .": (2, ". holds no pictures"),
+    "models --verbose": (2, "--verbose"),
+    "models extra": (2, "extra"),
+    "convert": (2, "IN"),
+    "convert a.pth": (2, "OUT"),
+    "convert a.pth b.pth": (2, "OUT is b.pth; wanted a name ending in .safetensors"),
+    "convert a.pth b.safetensors": (1, "a.pth: no such file"),
+    "convert a.pth b.safetensors --num-classes -1": (2, "--num-classes is -1"),
+    "data": (2, "usage: van data SET"),
+    "data letters --out x": (2, "there is no set 'letters'; known: digits"),
+    "data digits": (2, "--out"),
+    "design --kernel 0": (2, "--kernel is 0; wanted 1 to 10,000"),
+    "design --kernel 2000000000": (2, "--kernel is 2000000000"),
+    "design --channels -3": (2, "--channels is -3"),
+    "design --size 0": (2, "--size is 0"),
+    "design --kernel five": (2, "'five'"),
+    "design --plot costs.jpg": (2, "--plot is costs.jpg; wanted a name ending in .png"),
+}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_input_is_told_in_one_place_with_its_status_and_leaves_nothing(van, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, message = BAD[line]
+    ran = van(*line.split())
+    assert ran.status == status
+    told = ran.out if message.startswith("usage") else ran.err
+    assert message in told
+    if told.startswith("van: "):
+        assert told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_verb_is_tried_with_bad_input():
+    assert {line.split()[0] for line in BAD} == set(VERBS)

@@ -1,0 +1,29 @@
+"""What every room's tests share: no network, no inherited choices, and fresh interpreters."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def without_inherited_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VAN_OPS", raising=False)
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., str]:
+    """Run code in a fresh interpreter, with environment variables by keyword; returns what it printed."""
+
+    def run(code: str, *arguments: str, **environment: str) -> str:
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run

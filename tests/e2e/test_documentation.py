@@ -1,0 +1,142 @@
+"""Every command and every script in the README and in docs/ runs, in the order in which it stands there.
+
+Training is cut to one epoch on small pictures; names such as ``van_b0`` that mean a download meet a
+hub on this machine. Nothing else about a command is changed.
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from tests.models.local_hub import LocalHub
+
+from van.cli.main import VERBS, main
+from van.cli.train import run as _train  # noqa: F401  imported here so that the first command is not slow
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+QUICK = {
+    "digits": ["--epochs", "1", "--batch-size", "256"],
+    "finetune": ["--epochs", "1", "--batch-size", "8", "--size-px", "32", "--model", "van_b0"],
+    "imagenet1k": ["--epochs", "1", "--batch-size", "8", "--size-px", "32", "--workers", "0"],
+}
+MAKE_TARGETS = {"demo", "test", "check", "setup", "format", "lock"}
+
+
+def commands(page: str) -> list[str]:
+    """Lines of the page's sh blocks, and commands in backticks in its tables."""
+    text = (ROOT / page).read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.S | re.M)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    rows = [row for row in text.splitlines() if row.startswith("|")]
+    return [line for line in lines if line] + [c for row in rows for c in re.findall(r"`(van [a-z]+[^`]*)`", row)]
+
+
+def scripts(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.S | re.M)
+
+
+@pytest.fixture(scope="module")
+def official_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "van_tiny_754.pth.tar"
+    torch.save({"state_dict": timm.create_model("van_b0").state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, official_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the pictures that the pages speak of."""
+    for name, colour in (("daisy", "gold"), ("rose", "crimson"), ("tulip", "navy")):
+        for number in range(6):
+            path = tmp_path / "flowers" / name / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40 + number, 36), colour).save(path)
+    for part in ("train", "val"):
+        for number, synset in enumerate(("n01440764", "n01443537")):
+            folder = tmp_path / "imagenet" / part / synset
+            folder.mkdir(parents=True)
+            for picture in range(5):
+                Image.new("RGB", (40, 40), (90 * number, 50 * picture, 70)).save(folder / f"{picture}.JPEG")
+    Image.new("RGB", (300, 240), "grey").save(tmp_path / "cat.jpg")
+    shutil.copy(official_file, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def hub_environment(official_file: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Environment variables under which the hub is on this machine."""
+    files = {"van_tiny_754.pth.tar": official_file.read_bytes()}
+    with LocalHub({"Visual-Attention-Network/VAN-Tiny-original": files}) as hub:
+        home = str(tmp_path_factory.mktemp("hub"))
+        yield {"HF_ENDPOINT": hub.url, "HF_HOME": home, "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+
+
+def quick(words: list[str]) -> list[str]:
+    """The command with its training cut short, and with as many processes as this machine can carry."""
+    words = ["2" if before == "--nproc-per-node" else word for before, word in zip(["", *words], words, strict=False)]
+    if "train" not in words or "--resume" in words:
+        return words
+    recipe = words[words.index("train") + 1]
+    model = [] if "--from" in words else ["--from", "scratch"]
+    return [*words, *QUICK[recipe], *(model if recipe == "finetune" and "torchrun" in words else [])]
+
+
+def run(command: str, environment: dict[str, str]) -> None:
+    words = quick(shlex.split(command))
+    if words[0] == "make":
+        assert words[1] in MAKE_TARGETS
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.M)
+        return
+    downloads = words[:3] == ["van", "predict", "van_b0"] or ("finetune" in words[:3] and "--from" not in words)
+    if words[0] == "van" and not (downloads and "--resume" not in words):
+        assert main(words[1:]) == 0, command
+        return
+    replaced = {"van": [sys.executable, "-m", "van"], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
+    ended = subprocess.run(
+        [*replaced[words[0]], *words[1:]],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert ended.returncode == 0, f"{command}\n{ended.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_of_a_page_runs_in_its_order(page: str, workplace: Path, hub_environment: dict[str, str]):
+    for command in commands(page):
+        run(command, hub_environment)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if scripts(page)])
+def test_every_script_of_a_page_runs(page: str, workplace: Path, official_file: Path, monkeypatch: pytest.MonkeyPatch):
+    """A model asked for with ``pretrained=True`` or by a run's name is given the weights made here."""
+    assert main(["convert", str(official_file), "runs/flowers/best.safetensors"]) == 0
+    for script in scripts(page):
+        local = script.replace(
+            "pretrained=True", f"pretrained=True, pretrained_cfg_overlay=dict(file={str(official_file)!r})"
+        )
+        with contextlib.redirect_stdout(None):
+            exec(compile(local, page, "exec"), {})
+
+
+def test_the_readme_shows_an_example_of_every_verb():
+    shown = {command.split()[1] for command in commands("README.md") if command.startswith("van ")}
+    assert shown == set(VERBS)
+
+
+def test_a_page_with_a_wrong_command_would_fail(workplace: Path, hub_environment: dict[str, str]):
+    """The negative control: a verb that does not exist, and one that ends with status 1."""
+    for command in ("van explode cat.jpg", "van predict nosuch.safetensors cat.jpg"):
+        with pytest.raises(AssertionError, match=command):
+            run(command, hub_environment)

@@ -1,0 +1,127 @@
+import shutil
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from van import LKA
+from van.ops import use_backend
+
+FLOAT32 = 2e-5  # float32 through 13 blocks, the same products in another order
+
+
+def create(**options) -> nn.Module:
+    torch.manual_seed(0)
+    model = timm.create_model("van_b0", num_classes=5, **options)
+    for name, parameter in model.named_parameters():
+        if "layer_scale" in name:
+            nn.init.constant_(parameter, 0.5)  # at 0.01 the blocks would hardly show
+    return model
+
+
+def pictures(count: int = 2, rows: int = 64, columns: int = 64) -> torch.Tensor:
+    return torch.randn(count, 3, rows, columns, generator=torch.Generator().manual_seed(1))
+
+
+def assert_close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = FLOAT32) -> None:
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def test_lka_compiles_whole_at_any_size():
+    module = LKA(4)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    for shape in [(2, 4, 9, 9), (1, 4, 7, 30), (3, 4, 14, 5)]:
+        x = torch.randn(shape, requires_grad=True)
+        for ours, theirs in zip(
+            (compiled(x), *torch.autograd.grad(compiled(x).sum(), [x, *module.parameters()])),
+            (module(x), *torch.autograd.grad(module(x).sum(), [x, *module.parameters()])),
+            strict=True,
+        ):
+            assert_close(ours, theirs, 1e-4)  # gradients sum over the map
+
+
+def test_the_network_compiles_whole():
+    model = create().eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert_close(compiled(pictures()), model(pictures()))
+
+
+def test_a_training_step_compiles_whole():
+    plain, other = create().train(), create().train()
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    losses = []
+    for model in (plain, compiled):
+        loss = model(pictures()).square().mean()
+        loss.backward()
+        losses.append(loss)
+    assert_close(losses[1], losses[0])
+    for ours, theirs in zip(other.parameters(), plain.parameters(), strict=True):
+        assert_close(ours.grad, theirs.grad, 1e-3)  # BatchNorm over a few pixels magnifies float32's rounding
+
+
+def test_a_backend_asked_for_does_not_break_compiling():
+    model = create().eval()
+    with use_backend("cpu"), torch.no_grad():
+        assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(pictures()), model(pictures()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor needs a C++ compiler")
+def test_the_network_compiles_with_inductor():
+    model = create().eval()
+    with torch.no_grad():
+        assert_close(torch.compile(model, fullgraph=True)(pictures()), model(pictures()), 1e-4)
+
+
+def test_one_exported_program_serves_every_batch_and_size():
+    """From 33 px: at 32 the last map has one pixel, and torch.export treats a side of one as a case of its own."""
+    model = create().eval()
+    batch, rows, columns = (torch.export.Dim(name, min=low) for name, low in [("n", 1), ("h", 33), ("w", 33)])
+    program = torch.export.export(model, (pictures(2, 64, 96),), dynamic_shapes={"x": {0: batch, 2: rows, 3: columns}})
+    with torch.no_grad():
+        for shape in [(2, 64, 96), (1, 33, 33), (3, 45, 131)]:
+            assert_close(program.module()(pictures(*shape)), model(pictures(*shape)))
+
+
+def test_an_exported_program_holds_plain_dilated_convolutions():
+    program = torch.export.export(create().eval(), (pictures(),))
+    calls = [node for node in program.graph.nodes if node.target == torch.ops.aten.conv2d.default]
+    dilations = [node.args[5] for node in calls if len(node.args) > 5]
+    assert dilations.count([3, 3]) == 3 + 3 + 5 + 2
+    assert (
+        max(len(node.meta["val"].shape) for node in program.graph.nodes if hasattr(node.meta.get("val"), "shape")) == 4
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_runs_forward_and_backward(dtype):
+    model, exact = create().train(), create().train()
+    with torch.autocast("cpu", dtype=dtype):
+        out = model(pictures())
+    assert out.dtype == dtype
+    out.float().square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    wanted = exact(pictures())
+    assert (out.float() - wanted).abs().max() < 0.05 * wanted.abs().max()  # 8 and 11 bits through 13 blocks
+
+
+def test_channels_last_gives_the_same_in_its_own_layout():
+    model, other = create().eval(), create().eval().to(memory_format=torch.channels_last)
+    x = pictures(rows=96).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        maps = other.forward_intermediates(x, intermediates_only=True)
+        assert_close(other(x), model(pictures(rows=96)))
+    assert all(m.is_contiguous(memory_format=torch.channels_last) for m in maps)
+    model(pictures(rows=96)).square().mean().backward()
+    other(x).square().mean().backward()
+    for ours, theirs in zip(other.parameters(), model.parameters(), strict=True):
+        assert_close(ours.grad, theirs.grad, 1e-3)

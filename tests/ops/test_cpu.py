@@ -1,0 +1,158 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ops.definition import attention_by_taps, output_and_gradients, random_kernels, random_map
+from van.errors import ShapeError
+from van.ops import Kernel, cpu, reference
+
+FLOAT64 = 1e-12  # the same products in another order, each rounded at 1e-16
+FLOAT32 = (
+    2e-5  # the same in float32 (6e-8 a rounding, sums of a few hundred terms of order one), relative to the largest
+)
+SHAPES = [
+    (1, 1, 1, 1), (2, 3, 7, 7), (1, 5, 1, 31), (1, 2, 29, 1), (3, 1, 13, 11),
+    (1, 4, 23, 2), (0, 3, 5, 5), (2, 7, 9, 37), (2, 8, 14, 14), (1, 3, 56, 12),
+]  # fmt: skip
+
+
+def assert_same(found: dict, wanted: dict, tolerance: float) -> None:
+    for name, value in wanted.items():
+        scale = max(1.0, value.abs().max().item()) if value.numel() else 1.0
+        torch.testing.assert_close(
+            found[name], value, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FLOAT32), (torch.float64, FLOAT64)])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_output_and_every_gradient_equal_the_reference(dtype, tolerance, shape, memory_format):
+    kernels = random_kernels(shape[1], dtype=dtype)
+    x = random_map(*shape, dtype=dtype).detach().contiguous(memory_format=memory_format).requires_grad_()
+    wanted = output_and_gradients(reference.large_kernel_attention, x, kernels)
+    assert_same(output_and_gradients(cpu.large_kernel_attention, x, kernels), wanted, tolerance)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 6), st.integers(1, 8), st.integers(1, 5)),
+    shape=st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(1, 17), st.integers(1, 17)),
+)
+def test_any_kernel_and_any_map_equal_the_definition(sizes, shape):
+    local_size, dilated_size, dilation = sizes
+    kernels = random_kernels(shape[1], local_size=local_size, dilated_size=dilated_size, dilation=dilation)
+    x = random_map(*shape)
+    wanted = output_and_gradients(attention_by_taps, x, kernels)
+    assert_same(output_and_gradients(cpu.large_kernel_attention, x, kernels), wanted, FLOAT64)
+
+
+def test_a_phase_mixed_up_would_be_seen():
+    """The control: joining the phases by columns and rows swapped is far outside the tolerance."""
+    x, kernel = random_map(1, 2, 9, 9, dtype=torch.float32).detach(), random_kernels(2, dtype=torch.float32)[1]
+    right = reference.depthwise(x, kernel)
+    swapped = cpu.join_phases(cpu.split_phases(right, 3).unflatten(0, (3, 3)).transpose(0, 1).flatten(0, 1), 3)
+    assert (swapped - right).abs().max() > 1000 * FLOAT32
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 3, 5])
+def test_joining_undoes_splitting(dilation):
+    x = torch.arange(2 * 3 * 10 * 15 * dilation**2).reshape(2, 3, 10 * dilation, 15 * dilation)
+    phases = cpu.split_phases(x, dilation)
+    assert phases.shape == (2 * dilation**2, 3, 10, 15)
+    assert cpu.join_phases(phases, dilation).equal(x)
+    assert phases[dilation * dilation - 1].equal(x[0, :, dilation - 1 :: dilation, dilation - 1 :: dilation])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(9, 12), (7, 11)])
+def test_the_memory_format_is_kept(memory_format, size):
+    x = torch.randn(2, 4, *size).contiguous(memory_format=memory_format)
+    kernels = random_kernels(4, dtype=torch.float32)
+    for out in (cpu.depthwise_by_phases(x, kernels[1]), cpu.large_kernel_attention(x, *kernels)):
+        assert out.is_contiguous(memory_format=memory_format)
+        assert out.stride() == x.stride()
+
+
+def non_contiguous_maps() -> dict[str, torch.Tensor]:
+    base = torch.randn(2, 6, 22, 18, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return {
+        "transposed": base.transpose(2, 3),
+        "every second pixel": base[:, :, ::2, 1::2],
+        "every second channel": base[:, ::2],
+        "cut out": base[:, 1:4, 3:16, 2:13],
+        "flipped batch": base.transpose(0, 1),
+        "expanded": base[:1, :1, :7, :1].expand(2, 3, 7, 9),
+    }
+
+
+@pytest.mark.parametrize("name", non_contiguous_maps())
+def test_non_contiguous_maps_give_the_same(name):
+    x = non_contiguous_maps()[name]
+    assert not x.is_contiguous()
+    kernels = random_kernels(x.shape[1])
+    wanted = reference.large_kernel_attention(x.contiguous(), *kernels)
+    torch.testing.assert_close(cpu.large_kernel_attention(x, *kernels), wanted, rtol=FLOAT64, atol=FLOAT64)
+
+
+def test_no_cell_is_left_unwritten():
+    """Fresh memory is filled with NaN, so a cell that nobody wrote shows."""
+    x, kernels = random_map(2, 3, 8, 10, dtype=torch.float32), random_kernels(3, dtype=torch.float32)
+    wanted = output_and_gradients(reference.large_kernel_attention, x, kernels)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(8).isnan().all()
+        found = output_and_gradients(cpu.large_kernel_attention, x, kernels)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same(found, wanted, FLOAT32)
+
+
+def test_gradients_are_the_slopes_of_the_output():
+    x, (local, dilated, mix) = random_map(1, 2, 4, 5), random_kernels(2, local_size=3, dilated_size=3, dilation=2)
+
+    def flat(x, lw, lb, dw, db, mw, mb):
+        return cpu.large_kernel_attention(x, Kernel(lw, lb), Kernel(dw, db, 2), Kernel(mw, mb))
+
+    tensors = (x, local.weight, local.bias, dilated.weight, dilated.bias, mix.weight, mix.bias)
+    assert torch.autograd.gradcheck(flat, tensors)
+    assert torch.autograd.gradgradcheck(flat, tensors)
+
+
+def test_bfloat16_is_as_near_the_truth_as_the_reference():
+    shape, truth = (2, 8, 21, 17), None
+    kernels = random_kernels(8, dtype=torch.bfloat16)
+    x = random_map(*shape, dtype=torch.bfloat16)
+    exact = tuple(Kernel(k.weight.double(), k.bias.double(), k.dilation) for k in kernels)
+    truth = reference.large_kernel_attention(x.double(), *exact)
+    errors = [
+        (operator(x, *kernels).double() - truth).abs().mean().item()
+        for operator in (cpu.large_kernel_attention, reference.large_kernel_attention)
+    ]
+    assert errors[0] <= 1.1 * errors[1]
+
+
+def test_one_gradient_per_picture_can_be_mapped_over_the_batch():
+    """``torch.func.vmap`` knows no memory formats; the backend must not ask for them."""
+    x, kernels = random_map(3, 2, 7, 8, dtype=torch.float32).detach(), random_kernels(2, dtype=torch.float32)
+
+    def loss(picture):
+        return cpu.large_kernel_attention(picture[None], *kernels).square().sum()
+
+    mapped = torch.func.vmap(torch.func.grad(loss))(x)
+    one_by_one = torch.stack([torch.func.grad(loss)(picture) for picture in x])
+    torch.testing.assert_close(mapped, one_by_one, rtol=FLOAT32, atol=FLOAT32)
+
+
+def test_a_kernel_without_bias_serves():
+    x, (local, dilated, mix) = random_map(1, 2, 9, 7), random_kernels(2)
+    bare = tuple(kernel._replace(bias=None) for kernel in (local, dilated, mix))
+    wanted = output_and_gradients(reference.large_kernel_attention, x, bare)
+    assert_same(output_and_gradients(cpu.large_kernel_attention, x, bare), wanted, FLOAT64)
+
+
+def test_kernels_that_do_not_fit_are_refused_as_by_the_reference():
+    local, dilated, mix = random_kernels(3)
+    with pytest.raises(ShapeError, match=r"local.weight is \(3, 1, 5, 5\); x has 4 channels"):
+        cpu.large_kernel_attention(random_map(1, 4, 5, 5), local, dilated, mix)

@@ -1,0 +1,154 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ops.definition import attention_by_taps, depthwise_by_taps, output_and_gradients, random_kernels, random_map
+from van.errors import ShapeError
+from van.ops import Kernel
+from van.ops.reference import depthwise, large_kernel_attention, same_padding
+
+FLOAT64 = 1e-12  # sums of at most a few thousand products of order one, each rounded at 1e-16
+
+
+def assert_same(found: dict, wanted: dict, tolerance: float) -> None:
+    for name, value in wanted.items():
+        torch.testing.assert_close(
+            found[name], value, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def positive_kernels(channels: int, dilation: int = 3) -> tuple[Kernel, Kernel, Kernel]:
+    ones = torch.ones(channels, 1, 7, 7, dtype=torch.float64)
+    return (
+        Kernel(ones[:, :, :5, :5]),
+        Kernel(ones, None, dilation),
+        Kernel(torch.eye(channels)[:, :, None, None].double()),
+    )
+
+
+def inputs_read_by_the_middle(dilation: int) -> torch.Tensor:
+    x = torch.ones(1, 1, 41, 41, dtype=torch.float64, requires_grad=True)
+    middle = large_kernel_attention(x, *positive_kernels(1, dilation))[0, 0, 20, 20]
+    (gradient,) = torch.autograd.grad(middle, x)
+    return gradient[0, 0]
+
+
+def test_one_output_pixel_reads_exactly_23_by_23_inputs():
+    """5x5 reaches 2 and 7x7-by-3 reaches 9 pixels: 11 each way, and all of them are used."""
+    read = inputs_read_by_the_middle(dilation=3)
+    assert (read[9:32, 9:32] > 0).all()
+    assert read.count_nonzero() == 23 * 23
+
+
+def test_the_receptive_field_follows_the_dilation():
+    """The control: another dilation reads another square, so the 23 above is no accident of the map."""
+    assert inputs_read_by_the_middle(dilation=2).count_nonzero() == 17 * 17
+
+
+def test_a_hand_computed_answer():
+    """Local: identity. Dilated: only the tap 3 px to the left. Mix: doubles, plus 1. So out = x * (2 * left(x) + 1)."""
+    local, dilated = torch.zeros(1, 1, 5, 5), torch.zeros(1, 1, 7, 7)
+    local[0, 0, 2, 2] = dilated[0, 0, 3, 2] = 1
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]).reshape(1, 1, 1, 5)
+    mix = Kernel(torch.full((1, 1, 1, 1), 2.0), torch.ones(1))
+    out = large_kernel_attention(x, Kernel(local), Kernel(dilated, None, 3), mix)
+    assert out.flatten().tolist() == [1, 2, 3, 4 * 3, 5 * 5]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "channels", "rows", "columns"),
+    [
+        (1, 1, 1, 1),
+        (2, 3, 7, 7),
+        (1, 5, 1, 31),
+        (1, 2, 29, 1),
+        (3, 1, 13, 11),
+        (1, 4, 23, 2),
+        (0, 3, 5, 5),
+        (2, 7, 9, 37),
+    ],
+)
+def test_output_and_every_gradient_equal_the_definition(pictures, channels, rows, columns):
+    x, kernels = random_map(pictures, channels, rows, columns), random_kernels(channels)
+    wanted = output_and_gradients(attention_by_taps, x, kernels)
+    assert_same(output_and_gradients(large_kernel_attention, x, kernels), wanted, FLOAT64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 6), st.integers(1, 8), st.integers(1, 5)),
+    shape=st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(1, 17), st.integers(1, 17)),
+)
+def test_any_kernel_and_any_map_equal_the_definition(sizes, shape):
+    local_size, dilated_size, dilation = sizes
+    kernels = random_kernels(shape[1], local_size=local_size, dilated_size=dilated_size, dilation=dilation)
+    x = random_map(*shape)
+    wanted = output_and_gradients(attention_by_taps, x, kernels)
+    assert_same(output_and_gradients(large_kernel_attention, x, kernels), wanted, FLOAT64)
+
+
+def test_a_wrong_dilation_would_be_seen():
+    """The control of the comparisons above."""
+    x, (local, dilated, mix) = random_map(1, 2, 9, 9), random_kernels(2)
+    wrong = large_kernel_attention(x, local, dilated._replace(dilation=2), mix)
+    assert not torch.allclose(wrong, attention_by_taps(x, local, dilated, mix), atol=1e-3)
+
+
+def test_gradients_are_the_slopes_of_the_output():
+    x, (local, dilated, mix) = random_map(1, 2, 4, 5), random_kernels(2, local_size=3, dilated_size=3, dilation=2)
+
+    def flat(x, lw, lb, dw, db, mw, mb):
+        return large_kernel_attention(x, Kernel(lw, lb), Kernel(dw, db, 2), Kernel(mw, mb))
+
+    tensors = (x, local.weight, local.bias, dilated.weight, dilated.bias, mix.weight, mix.bias)
+    assert torch.autograd.gradcheck(flat, tensors)
+    assert torch.autograd.gradgradcheck(flat, tensors)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(7, 3), (4, 3), (2, 1), (1, 5), (6, 4)])
+def test_padding_agrees_with_pytorchs_own_same(kernel_size, dilation):
+    x, weight = random_map(1, 2, 19, 23), random_kernels(2, dilated_size=kernel_size, dilation=dilation)[1].weight
+    wanted = torch.nn.functional.conv2d(x, weight, padding="same", dilation=dilation, groups=2)
+    torch.testing.assert_close(depthwise(x, Kernel(weight, None, dilation)), wanted, rtol=FLOAT64, atol=FLOAT64)
+
+
+def test_an_even_dilated_kernel_is_padded_unevenly():
+    """K=11 by d=3 has 4 taps, 9 pixels from first to last: 4 zeros before and 5 after."""
+    assert same_padding(4, 3) == (4, 5)
+    assert same_padding(7, 3) == (9, 9)
+
+
+def test_kernels_may_have_unlike_sides():
+    weight = random_kernels(2)[1].weight[:, :, :2, :]
+    x = random_map(1, 2, 8, 9)
+    full = torch.zeros(2, 1, 7, 7, dtype=torch.float64)
+    full[:, :, 3:5] = weight  # rows 2 px apart before and after the middle: the even pair reaches down
+    rows = depthwise(x, Kernel(weight, None, 1))
+    torch.testing.assert_close(rows, depthwise_by_taps(x, Kernel(full)), rtol=FLOAT64, atol=FLOAT64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_output_has_the_dtype_of_the_input(dtype):
+    out = large_kernel_attention(random_map(1, 3, 6, 6, dtype=dtype), *random_kernels(3, dtype=dtype))
+    assert out.dtype == dtype
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("x", torch.ones(3, 5, 5), r"x has 3 dimensions \(3, 5, 5\); wanted 4"),
+        ("local", Kernel(torch.ones(4, 1, 5, 5)), r"local.weight is \(4, 1, 5, 5\); x has 3 channels"),
+        ("dilated", Kernel(torch.ones(3, 3, 7, 7)), r"dilated.weight is \(3, 3, 7, 7\); x has 3 channels"),
+        ("dilated", Kernel(torch.ones(3, 7, 7)), r"dilated.weight is \(3, 7, 7\)"),
+        ("mix", Kernel(torch.ones(3, 4, 1, 1)), r"mix.weight is \(3, 4, 1, 1\); wanted \(3, 3, 1, 1\)"),
+        ("mix", Kernel(torch.ones(3, 3)), r"mix.weight is \(3, 3\); wanted \(3, 3, 1, 1\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(argument, value, message):
+    local, dilated, mix = random_kernels(3)
+    given = {"x": random_map(1, 3, 5, 5), "local": local, "dilated": dilated, "mix": mix, argument: value}
+    with pytest.raises(ShapeError, match=message):
+        large_kernel_attention(**given)

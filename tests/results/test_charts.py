@@ -1,0 +1,201 @@
+"""Every chart of a run is drawn whatever the run holds: read back, in colour, nothing cut off, twice the same."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from van.errors import ShapeError
+from van.results.charts import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    _smoothed,
+    draw_confusion,
+    draw_contact_sheet,
+    draw_costs,
+    draw_curves,
+)
+
+
+def train(count: int, loss: float | None = None) -> list[dict]:
+    values = [2.3 * math.exp(-step / 40) + 0.02 * (step % 7) if loss is None else loss for step in range(count)]
+    return [{"kind": "train", "step": 10 * n, "loss": value, "lr": 1e-3 / (n + 1)} for n, value in enumerate(values)]
+
+
+def held_out(count: int, **others: object) -> list[dict]:
+    best = {"kind": "eval", "loss": 1.5}
+    return [best | {"step": 100 * n, "top1": 1 - 0.9 * math.exp(-n / 3)} | others for n in range(count)]
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as file:
+        assert file.format == "PNG"
+        picture = np.asarray(file.convert("RGB"))
+    assert picture.std() > 1, "blank"
+    border = np.concatenate([picture[:3].reshape(-1, 3), picture[-3:].reshape(-1, 3), picture[:, :3].reshape(-1, 3)])
+    assert border.min() == 255, "something is cut off at the edge"
+    return picture
+
+
+def amount(picture: np.ndarray, colour: str) -> int:
+    wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+    return int((picture == wanted).all(axis=-1).sum())
+
+
+RUNS = {
+    "whole": (train(150) + held_out(15), {BLUE, ORANGE, GREEN, GREY}),
+    "empty": ([], {GREY}),
+    "one record": (train(1), {BLUE, GREY}),
+    "one of each": (train(1) + held_out(1), {BLUE, ORANGE, GREEN, GREY}),
+    "not evaluated": (train(30), {BLUE, GREY}),
+    "only evaluated": (held_out(4), {ORANGE, GREEN, GREY}),
+    "nan at the end": (train(20) + train(1, loss=math.nan), {BLUE, GREY}),
+    "only nan": (train(5, loss=math.nan), {GREY}),
+    "infinite": (train(20) + train(1, loss=math.inf), {BLUE, GREY}),
+    "nan metric": (train(9) + held_out(3, top1=math.nan), {BLUE, ORANGE, GREY}),
+    "no such metric": ([*train(9), {"kind": "eval", "step": 3, "top5": 1.0}], {BLUE, GREY}),
+    "held-out loss missing at first": ([{"kind": "eval", "step": 0, "top1": 0.1}, *held_out(3)], {GREEN}),
+    "events between": ([*train(9), {"kind": "event", "step": 3, "unreadable": "a.png"}, *held_out(3)], {BLUE, GREEN}),
+    "best at the start": (train(9) + [{"kind": "eval", "step": s, "top1": 1 - s / 99} for s in range(9)], {GREEN}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_curves_of_any_run_are_drawn(tmp_path, name):
+    records, colours = RUNS[name]
+    draw_curves(records, tmp_path / "curves", headline="top1")
+    picture = read(tmp_path / "curves")
+    assert 1380 < picture.shape[1] < 1480
+    assert 380 < picture.shape[0] < 480
+    for colour in colours:
+        assert amount(picture, colour) > 5, colour
+
+
+def test_a_run_without_evaluations_shows_no_metric(tmp_path):
+    """The control for the colours above."""
+    draw_curves(train(30), tmp_path / "a", headline="top1")
+    assert amount(read(tmp_path / "a"), GREEN) == amount(read(tmp_path / "a"), ORANGE) == 0
+
+
+def test_smoothing_is_the_mean_of_the_finite_losses_around():
+    values = np.arange(100.0)
+    values[50] = np.nan
+    smooth = _smoothed(values)  # over five
+    assert smooth[10] == 10
+    assert smooth[0] == 1  # of the first three
+    assert smooth[99] == 98
+    assert smooth[51] == (49 + 51 + 52 + 53) / 4
+    assert _smoothed(np.array([3.0])).tolist() == [3.0]
+    assert np.isnan(_smoothed(np.full(30, np.nan))).all()
+    assert len(_smoothed(np.array([]))) == 0
+
+
+@pytest.mark.parametrize("classes", [1, 2, 10, 20, 21, 60, 61, 200])
+def test_a_confusion_matrix_of_any_size_is_drawn(tmp_path, classes):
+    counts = np.random.default_rng(0).multinomial(20, np.full(classes, 1 / classes), size=classes)
+    counts += np.diag(np.full(classes, 80))
+    draw_confusion(counts, [f"class {n}" for n in range(classes)], tmp_path / "a")
+    picture = read(tmp_path / "a")
+    assert 300 < picture.shape[0] < 2000
+    assert abs(picture.shape[0] - picture.shape[1]) < 400
+    blues = (picture[..., 2].astype(int) - picture[..., 0] > 60).mean()
+    assert blues > 0.001  # the diagonal
+
+
+def test_a_mistake_in_a_hundred_is_seen(tmp_path):
+    counts = np.diag([99, 100])
+    draw_confusion(counts, ["a", "b"], tmp_path / "clean")
+    counts[0, 1] = 1
+    draw_confusion(counts, ["a", "b"], tmp_path / "mistaken")
+    clean, mistaken = read(tmp_path / "clean"), read(tmp_path / "mistaken")
+    assert clean.shape == mistaken.shape
+    assert (np.abs(clean.astype(int) - mistaken).max(axis=-1) > 10).sum() > 10_000  # a whole cell, not only its number
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["a$b$c", r"$\nosuchcommand$"],
+        ["犬", "🐶"],
+        ["собака", "Ωμέγα"],
+        ["x" * 500, "y"],
+        ["two\nlines", ""],
+        ["\udce9", "\x00"],
+    ],
+    ids=ascii,
+)
+def test_labels_of_any_kind_are_written_as_they_are(tmp_path, labels):
+    draw_confusion(np.eye(2, dtype=int) * 12_345_678, labels, tmp_path / "a")
+    picture = read(tmp_path / "a")
+    blues = (picture[..., 2].astype(int) - picture[..., 0] > 60).mean()
+    assert blues > 0.05  # the matrix was not squeezed away by its labels
+
+
+def test_classes_that_never_occur_are_empty_rows(tmp_path):
+    draw_confusion(np.zeros((3, 3), dtype=int), ["a", "b", "c"], tmp_path / "a")
+    read(tmp_path / "a")
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 3), (0, 0)])
+def test_counts_that_do_not_fit_the_labels_are_refused(tmp_path, shape):
+    labels = ["a", "b"][: shape[0]]
+    with pytest.raises(ShapeError, match=f"for {len(labels)} labels; wanted a row and a column for each"):
+        draw_confusion(np.zeros(shape, dtype=int), labels, tmp_path / "a")
+
+
+def tile(width: int, height: int, colour: str) -> Image.Image:
+    return Image.new("RGB", (width, height), colour)
+
+
+def test_a_contact_sheet_without_pictures_says_so(tmp_path):
+    draw_contact_sheet([], tmp_path / "a")
+    assert read(tmp_path / "a").shape[:2] == (56, 176)
+
+
+def test_a_contact_sheet_of_one_is_the_picture_with_a_margin(tmp_path):
+    draw_contact_sheet([tile(40, 30, "red")], tmp_path / "a")
+    picture = read(tmp_path / "a")
+    assert picture.shape[:2] == (30 + 16, 40 + 16)
+    assert (picture[8:38, 8:48] == (255, 0, 0)).all()
+
+
+def test_a_contact_sheet_holds_every_picture_in_order(tmp_path):
+    greys = [3 * n for n in range(50)]
+    draw_contact_sheet((tile(20, 10 + n % 3, (grey, 0, 0)) for n, grey in enumerate(greys)), tmp_path / "a", columns=6)
+    picture = read(tmp_path / "a")
+    assert picture.shape[1] == 6 * 28 + 8
+    top, seen = 8, []
+    for row in range(9):
+        seen += [int(picture[top, 8 + 28 * column + 5, 0]) for column in range(min(6, 50 - 6 * row))]
+        top += max(10 + n % 3 for n in range(6 * row, min(6 * row + 6, 50))) + 8
+    assert seen == greys
+    assert picture.shape[0] == top
+    assert (picture[picture.shape[0] - 12, -30:] == 255).all()  # after the last picture the sheet is empty
+
+
+def test_the_costs_of_a_kernel_are_drawn(tmp_path):
+    sizes = list(range(3, 42, 2))
+    costs = {
+        "standard": [k * k * 4096 for k in sizes],
+        "split": [k * k * 64 for k in sizes],
+        "LKA": [6000] * len(sizes),
+    }
+    draw_costs(sizes, costs, tmp_path / "a", marked=21)
+    picture = read(tmp_path / "a")
+    for colour in (GREY, ORANGE, BLUE):
+        assert amount(picture, colour) > 300
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    for path in (tmp_path / "one.png", tmp_path / "two.png"):
+        path.mkdir()
+        draw_curves(RUNS["whole"][0], path / "curves", headline="top1")
+        draw_confusion(np.eye(12, dtype=int), [str(n) for n in range(12)], path / "confusion")
+        draw_contact_sheet([tile(9, 9, "red")] * 3, path / "sheet")
+        draw_costs([3, 5], {"a": [1, 2], "b": [2, 3], "c": [3, 4]}, path / "costs", marked=3)
+    for name in ("curves", "confusion", "sheet", "costs"):
+        assert (tmp_path / "one.png" / name).read_bytes() == (tmp_path / "two.png" / name).read_bytes()

@@ -1,0 +1,307 @@
+"""A checkpoint gives back what was put in, to the bit, and anything else on disk is refused by name."""
+
+import dataclasses
+import json
+import math
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from van.checkpoint import HEADER, VERSION, Checkpoint, is_checkpoint, load_checkpoint
+from van.errors import CheckpointError, TruncatedFile
+from van.preprocess import IMAGENET_MEAN, Preprocess
+
+DTYPES = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+    torch.complex64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32,
+    torch.uint64,
+]  # fmt: skip
+
+
+def checkpoint(**changes: object) -> Checkpoint:
+    values: dict = {
+        "task": "classify",
+        "model": "van_b0",
+        "labels": ("cat", "dog"),
+        "preprocess": Preprocess(size_px=64),
+        "state": {"head.weight": torch.arange(6.0).view(2, 3)},
+    }
+    return Checkpoint(**values | changes)
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().resolve_conj().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def assert_same(left: torch.Tensor, right: torch.Tensor) -> None:
+    assert (left.dtype, left.shape) == (right.dtype, right.shape)
+    assert bits(left) == bits(right)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_random_bits_of_every_type_come_back(tmp_path, dtype):
+    """Random bits hold NaNs of every payload, infinities, denormals and negative zeros."""
+    state = {"w": torch.randint(0, 256, (3, 5, 16), dtype=torch.uint8).view(dtype)}
+    checkpoint(state=state).save(tmp_path / "a")
+    assert_same(load_checkpoint(tmp_path / "a").state["w"], state["w"])
+
+
+def test_signalling_nans_keep_their_payload(tmp_path):
+    nans = torch.tensor([0x7F800001, 0x7FC00001, -1, -(2**31)], dtype=torch.int32).view(torch.float32)
+    checkpoint(state={"w": nans}).save(tmp_path / "a")
+    loaded = load_checkpoint(tmp_path / "a").state["w"]
+    assert loaded.view(torch.int32).tolist() == nans.view(torch.int32).tolist()
+
+
+base = torch.arange(24.0).view(2, 3, 4)
+AWKWARD = {
+    "scalar": torch.tensor(3.5),
+    "true": torch.tensor(True),
+    "empty": torch.zeros(0),
+    "empty in one dimension": torch.zeros(2, 0, 3),
+    "transposed": base.transpose(0, 2),
+    "slice": base[:, 1:, ::2],
+    "expanded": torch.ones(1, 3).expand(4, 3),
+    "channels last": torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "conjugated": torch.view_as_complex(torch.rand(3, 2)).conj(),
+    "negated": torch.view_as_complex(torch.rand(3, 2)).conj().imag,
+    "parameter": torch.nn.Parameter(torch.rand(3)),
+    "": torch.rand(2),
+    "слои.ü": torch.rand(2),
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_a_tensor_of_any_layout_comes_back(tmp_path, name):
+    checkpoint(state={name: AWKWARD[name]}).save(tmp_path / "a")
+    assert_same(load_checkpoint(tmp_path / "a").state[name], AWKWARD[name])
+
+
+def test_tensors_that_share_memory_come_back_apart(tmp_path):
+    state = {"all": base, "row": base[1], "same": base, "flat": base.view(-1)}
+    checkpoint(state=state, training={"ema": base}).save(tmp_path / "a")
+    loaded = load_checkpoint(tmp_path / "a", with_training=True)
+    for name, tensor in state.items():
+        assert_same(loaded.state[name], tensor)
+    loaded.state["all"].zero_()
+    assert_same(loaded.state["same"], base)
+    assert_same(loaded.training["ema"], base)
+
+
+def test_saving_changes_nothing_in_the_model_and_loading_nothing_in_the_file(tmp_path):
+    layer = torch.nn.BatchNorm2d(3)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    checkpoint(state=layer.state_dict()).save(tmp_path / "a")
+    content = (tmp_path / "a").read_bytes()
+    for tensor in load_checkpoint(tmp_path / "a").state.values():
+        tensor.zero_()
+    assert (tmp_path / "a").read_bytes() == content
+    for name, tensor in layer.state_dict().items():
+        assert_same(tensor, before[name])
+
+
+def test_loaded_tensors_outlive_the_next_save(tmp_path):
+    checkpoint(state={"w": torch.ones(100_000)}).save(tmp_path / "a")
+    first = load_checkpoint(tmp_path / "a").state["w"]
+    checkpoint(state={"w": torch.zeros(5)}).save(tmp_path / "a")
+    assert first.eq(1).all()
+
+
+def test_everything_beside_the_tensors_comes_back(tmp_path):
+    saved = checkpoint(
+        labels=("Katze", "犬", "", "a\nb", "\udce9"),  # the last is how an undecodable folder name reads
+        model_options={"drop_path_rate": 0.1, "in_chans": 3},
+        preprocess=Preprocess(size_px=97, crop_fraction=0.875, mean=IMAGENET_MEAN, interpolation="lanczos"),
+        recipe={"epochs": 3, "warmup": None, "augment": {"mixup": 0.8}, "flags": [True, 1e-300]},
+        metrics={"top1": 2 / 3, "loss": 0.1},
+        source="trained here",
+        training_state={"progress": {"update": 7}, "best": -math.inf},
+    )
+    saved.save(tmp_path / "a")
+    loaded = load_checkpoint(tmp_path / "a", with_training=True)
+    for field in dataclasses.fields(Checkpoint):
+        if field.name != "state":
+            assert getattr(loaded, field.name) == getattr(saved, field.name), field.name
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(labels=st.lists(st.text(), max_size=5), recipe=st.dictionaries(st.text(), plain, max_size=4))
+def test_any_labels_and_plain_settings_come_back(tmp_path, labels, recipe):
+    checkpoint(labels=tuple(labels), recipe=recipe).save(tmp_path / "a")
+    loaded = load_checkpoint(tmp_path / "a")
+    assert (loaded.labels, loaded.recipe) == (tuple(labels), recipe)
+
+
+def test_training_tensors_are_read_only_when_asked_for(tmp_path):
+    saved = checkpoint(training={"optimiser/step": torch.tensor(4), "head.weight": torch.zeros(2)})
+    saved.save(tmp_path / "a")
+    lean = load_checkpoint(tmp_path / "a")
+    assert list(lean.state) == ["head.weight"]
+    assert lean.training == {}
+    assert_same(lean.state["head.weight"], saved.state["head.weight"])
+    full = load_checkpoint(tmp_path / "a", with_training=True)
+    assert sorted(full.training) == ["head.weight", "optimiser/step"]
+    assert_same(full.training["head.weight"], torch.zeros(2))
+    assert_same(full.state["head.weight"], saved.state["head.weight"])
+
+
+def test_a_model_s_tensor_cannot_pose_as_training_state(tmp_path):
+    with pytest.raises(CheckpointError, match="no tensor of a model may be named 'training/w'"):
+        checkpoint(state={"training/w": torch.zeros(1)}).save(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("value", [Path("x"), torch.zeros(1), {1, 2}, b"bytes"], ids=lambda value: type(value).__name__)
+def test_what_json_cannot_hold_is_named_before_anything_is_written(tmp_path, value):
+    with pytest.raises(CheckpointError, match="recipe must be plain values"):
+        checkpoint(recipe={"setting": value}).save(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_type_that_the_format_lacks_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot hold one of the tensors .*complex128"):
+        checkpoint(state={"w": torch.zeros(1, dtype=torch.complex128)}).save(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_paths_may_be_strings(tmp_path):
+    checkpoint().save(str(tmp_path / "a"))
+    assert is_checkpoint(str(tmp_path / "a"))
+    assert load_checkpoint(str(tmp_path / "a")).labels == ("cat", "dog")
+
+
+def test_only_our_files_are_checkpoints(tmp_path):
+    checkpoint().save(tmp_path / "ours")
+    save_file({"w": torch.zeros(1)}, tmp_path / "theirs.safetensors")
+    torch.save({"w": torch.zeros(1)}, tmp_path / "pickle.pth")
+    (tmp_path / "empty").touch()
+    (tmp_path / "text").write_text("twelve letters and more")
+    assert [path.name for path in sorted(tmp_path.iterdir()) if is_checkpoint(path)] == ["ours"]
+    assert not is_checkpoint(tmp_path)
+    assert not is_checkpoint(tmp_path / "missing")
+
+
+def test_a_foreign_safetensors_file_is_pointed_to_the_converter(tmp_path):
+    save_file({"w": torch.zeros(1)}, tmp_path / "w.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"not written by this package; van convert .*w\.safetensors OUT"):
+        load_checkpoint(tmp_path / "w.safetensors")
+
+
+def test_a_pickle_is_pointed_to_the_converter(tmp_path):
+    torch.save({"w": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="is no safetensors file; van convert"):
+        load_checkpoint(tmp_path / "w.pth")
+
+
+def test_a_missing_file_and_a_folder_say_so(tmp_path):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "missing")
+    with pytest.raises(CheckpointError, match="a folder, not a checkpoint"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_checkpoint(tmp_path / "circle")
+
+
+def test_a_file_cut_off_anywhere_is_called_cut_off(tmp_path):
+    checkpoint(training={"m": torch.ones(9)}).save(tmp_path / "a")
+    content = (tmp_path / "a").read_bytes()
+    for length in [*range(0, len(content), 7), len(content) - 1]:
+        (tmp_path / "b").write_bytes(content[:length])
+        assert not is_checkpoint(tmp_path / "b")
+        with pytest.raises(TruncatedFile, match="empty" if length == 0 else "cut off or damaged"):
+            load_checkpoint(tmp_path / "b")
+
+
+def rewritten(path: Path, header: str) -> Path:
+    save_file({"head.weight": torch.zeros(2, 3)}, path, {HEADER: header})
+    return path
+
+
+def header_of(path: Path) -> dict:
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(json.loads(content[8 : 8 + length])["__metadata__"][HEADER])
+
+
+@pytest.mark.parametrize("version", [VERSION + 1, 0, None, "1", [1]])
+def test_another_version_is_refused_by_number(tmp_path, version):
+    checkpoint().save(tmp_path / "a")
+    header = header_of(tmp_path / "a")
+    assert header["version"] == VERSION
+    path = rewritten(tmp_path / "b", json.dumps(header | {"version": version}))
+    with pytest.raises(CheckpointError, match=r"is of version .*, this package reads 1; update the package"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("header", ["", "{", "nonsense", '{"version": 1', "[" * 100_000, "\x00"])
+def test_a_header_that_is_no_json_is_called_damaged(tmp_path, header):
+    with pytest.raises(CheckpointError, match="header is damaged"):
+        load_checkpoint(rewritten(tmp_path / "a", header))
+
+
+@pytest.mark.parametrize("header", ["[]", "null", "3", '"text"', "true"])
+def test_a_header_that_is_no_object_is_refused(tmp_path, header):
+    with pytest.raises(CheckpointError, match="wanted an object"):
+        load_checkpoint(rewritten(tmp_path / "a", header))
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", [1, "a"], {"a": 1}, [["a"]]], ids=repr)
+@pytest.mark.parametrize(
+    "name", ["task", "model", "labels", "preprocess", "model_options", "recipe", "metrics", "source", "training_state"]
+)
+def test_an_entry_of_another_kind_is_named(tmp_path, name, value):
+    checkpoint().save(tmp_path / "a")
+    header = header_of(tmp_path / "a")
+    path = rewritten(tmp_path / "b", json.dumps(header | {name: value}))
+    if name != "preprocess" and isinstance(value, type(header[name])) and value not in ([1, "a"], [["a"]]):
+        assert getattr(load_checkpoint(path), name) == value
+        return
+    with pytest.raises(CheckpointError, match=name):
+        load_checkpoint(path)
+    del header[name]
+    with pytest.raises(CheckpointError, match=f"{name} in its header is missing"):
+        load_checkpoint(rewritten(tmp_path / "b", json.dumps(header)))
+
+
+@pytest.mark.parametrize("extra", [{"surprise": 1}, {"state": {}}, {"training": {}}, {"self": 1}])
+def test_an_entry_too_many_is_refused(tmp_path, extra):
+    checkpoint().save(tmp_path / "a")
+    with pytest.raises(CheckpointError, match=next(iter(extra))):
+        load_checkpoint(rewritten(tmp_path / "b", json.dumps(header_of(tmp_path / "a") | extra)))
+
+
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 900), st.integers(0, 255) | st.sampled_from(list(b'0123456789{}[]",:'))),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_flipped_bytes_give_a_checkpoint_or_a_checkpoint_error(tmp_path, changes):
+    checkpoint(state={"w": torch.ones(3), "n": torch.tensor(1)}).save(tmp_path / "a")
+    content = bytearray((tmp_path / "a").read_bytes())
+    for place, value in changes:
+        content[place % len(content)] = value
+    (tmp_path / "b").write_bytes(content)
+    is_checkpoint(tmp_path / "b")
+    try:
+        loaded = load_checkpoint(tmp_path / "b", with_training=True)
+    except CheckpointError:
+        return
+    assert all(isinstance(tensor, torch.Tensor) for tensor in {**loaded.state, **loaded.training}.values())

@@ -1,0 +1,243 @@
+"""The picture -> tensor rule is timm's own, to the bit, and travels through JSON unchanged."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from timm.data import create_transform
+
+from van.errors import ShapeError
+from van.pictures import read_picture
+from van.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, to_tensor
+
+SIZES = [
+    (53, 37),
+    (37, 53),
+    (199, 301),
+    (640, 427),
+    (427, 641),
+    (223, 500),
+    (224, 224),
+    (248, 248),
+    (249, 1001),
+    (1, 1),
+]
+"""Width and height: portrait, landscape, smaller than the crop, of exactly its size, of the resize's size."""
+
+
+def scene(width: int, height: int) -> Image.Image:
+    """Slopes with noise on them: smooth enough for a JPEG, rough enough to tell resizes apart."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    slopes = np.stack([columns / width, rows / height, (rows + columns) / (width + height)], axis=-1) * 160
+    noise = np.random.default_rng(width * height).integers(0, 96, (height, width, 3))
+    return Image.fromarray((slopes + noise).astype(np.uint8))
+
+
+def timm_transform(rule: Preprocess):
+    return create_transform(
+        input_size=rule.size_px,
+        crop_pct=rule.crop_fraction,
+        interpolation=rule.interpolation,
+        mean=rule.mean,
+        std=rule.std,
+        is_training=False,
+    )
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_the_default_rule_is_timm_s_to_the_bit(tmp_path, size, suffix):
+    path = tmp_path / f"scene.{suffix}"
+    scene(*size).save(path)
+    theirs = timm_transform(Preprocess())(Image.open(path).convert("RGB"))
+    ours = Preprocess()(read_picture(path))
+    assert ours.shape == (3, 224, 224)
+    assert ours.dtype == torch.float32
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Preprocess(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        Preprocess(size_px=64, crop_fraction=1.0, interpolation="bilinear"),
+        Preprocess(size_px=97, crop_fraction=0.875, interpolation="lanczos"),
+        Preprocess(size_px=33, crop_fraction=0.5, interpolation="nearest"),
+        Preprocess(size_px=1),
+    ],
+    ids=lambda rule: f"{rule.interpolation}-{rule.size_px}",
+)
+@pytest.mark.parametrize("size", [(199, 301), (301, 52)], ids=["portrait", "landscape"])
+def test_every_setting_means_what_it_means_in_timm(rule, size):
+    picture = scene(*size)
+    assert torch.equal(rule(picture), timm_transform(rule)(picture))
+
+
+def straight_to_the_crop(picture: Image.Image) -> torch.Tensor:
+    return to_tensor(picture.resize((224, 224), Image.Resampling.BICUBIC))
+
+
+def bilinear(picture: Image.Image) -> torch.Tensor:
+    return to_tensor(Preprocess(interpolation="bilinear").crop(picture))
+
+
+def without_antialiasing(picture: Image.Image) -> torch.Tensor:
+    short = min(picture.size)
+    size = [math.floor(side * 248 / short) for side in (picture.height, picture.width)]
+    resized = torch.nn.functional.interpolate(to_tensor(picture)[None], size, mode="bicubic", antialias=False)[0]
+    top, left = ((side - 224) // 2 for side in size)
+    return resized.clamp(0, 1)[:, top : top + 224, left : left + 224]
+
+
+def without_the_crop_s_margin(picture: Image.Image) -> torch.Tensor:
+    return to_tensor(Preprocess(crop_fraction=1.0).crop(picture))
+
+
+@pytest.mark.parametrize(
+    "wrong", [straight_to_the_crop, bilinear, without_antialiasing, without_the_crop_s_margin], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("size", [(640, 427), (427, 641)], ids=["landscape", "portrait"])
+def test_the_usual_wrong_resizes_are_told_apart(wrong, size):
+    """The comparison above allows no difference at all; these differ by far more than any rounding."""
+    picture = scene(*size)
+    difference = (Preprocess().normalise(wrong(picture)) - Preprocess()(picture)).abs()
+    assert difference.max() > 0.05
+    assert difference.mean() > 0.005
+
+
+@pytest.mark.parametrize("size", [(400, 20), (20, 400), (37, 1013)], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_cutting_out_the_middle_of_a_long_picture_changes_next_to_nothing(size):
+    """Beyond 16 to 1 the ends go before the resize; timm resizes all of it."""
+    picture = scene(*size)
+    assert (Preprocess()(picture) - timm_transform(Preprocess())(picture)).abs().max() < 0.1
+    mirrored = picture.rotate(180)
+    assert (Preprocess()(picture) - timm_transform(Preprocess())(mirrored)).abs().max() > 0.5
+
+
+def test_a_line_of_pixels_needs_little_memory(run_python):
+    """Resized whole, 1x10000 would be 248 x 2,480,000: 1.8 GB."""
+    code = (
+        "import resource; from PIL import Image; from van.preprocess import Preprocess\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "Preprocess()(Image.new('RGB', (50, 50))); before = peak()\n"
+        "for size in (1, 10000), (10000, 3), (20000, 1):\n"
+        "    tensor = Preprocess()(Image.new('RGB', size, 'white'))\n"
+        "    assert tensor.eq(1).all() and tensor.shape == (3, 224, 224)\n"
+        "print(peak() - before)"
+    )
+    assert int(run_python(code, OMP_NUM_THREADS="1")) < 100
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "I;16"])
+def test_any_mode_of_picture_is_taken(mode):
+    tensor = Preprocess(size_px=32)(Image.new(mode, (40, 50)))
+    assert tensor.shape == (3, 32, 32)
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(ShapeError, match="0x5 has no pixels"):
+        Preprocess()(Image.new("RGB", (0, 5)))
+
+
+def test_tensors_hold_every_byte_as_a_fraction():
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    tensor = to_tensor(Image.fromarray(np.stack([values, values[::-1], values.T], axis=-1)))
+    assert torch.equal(tensor[0], torch.arange(256.0).view(16, 16) / 255)
+    assert torch.equal(tensor[1], tensor[0].flip(0))
+    assert torch.equal(tensor[2], tensor[0].T)
+
+
+def test_normalising_takes_batches_and_keeps_their_precision():
+    rule = Preprocess(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    batch = torch.rand(2, 4, 3, 5, 6, dtype=torch.float64)
+    means, deviations = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    assert torch.equal(rule.normalise(batch), (batch - means) / deviations)
+
+
+finite = st.floats(-10, 10)
+positive = st.floats(1e-6, 10)
+rules = st.builds(
+    Preprocess,
+    size_px=st.integers(1, 2048),
+    crop_fraction=st.floats(0, 1, exclude_min=True),
+    interpolation=st.sampled_from(["bicubic", "bilinear", "nearest", "lanczos"]),
+    mean=st.tuples(finite, finite, finite),
+    std=st.tuples(positive, positive, positive),
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(rules)
+def test_a_rule_comes_back_from_json_unchanged(rule):
+    again = Preprocess.from_dict(json.loads(json.dumps(rule.to_dict())))
+    assert again == rule
+    assert hash(again) == hash(rule)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("size_px", 0), ("size_px", -3), ("size_px", 224.0), ("size_px", "224"), ("size_px", None),
+        ("crop_fraction", 0), ("crop_fraction", 1.01), ("crop_fraction", math.nan), ("crop_fraction", "0.9"),
+        ("interpolation", "cubic"), ("interpolation", None), ("interpolation", ["bicubic"]),
+        ("mean", (0.5,)), ("mean", (0.5, 0.5, math.inf)), ("mean", 0.5), ("mean", "abc"), ("mean", None),
+        ("std", (0.5, 0.5)), ("std", (0.5, 0.5, 0.0)), ("std", (1, 1, -1)), ("std", (math.nan, 1, 1)),
+    ],
+)  # fmt: skip
+def test_a_bad_setting_is_named(name, value):
+    with pytest.raises(ShapeError, match=f"^{name} is "):
+        Preprocess(**{name: value})
+    with pytest.raises(ShapeError, match=f"^{name} is "):
+        Preprocess.from_dict({**Preprocess().to_dict(), name: value})
+
+
+@pytest.mark.parametrize("change", [{"sizepx": 224}, {"size_px": None}])
+def test_a_header_with_other_names_is_refused_rather_than_filled_up(change):
+    values = Preprocess().to_dict() | change
+    if change == {"size_px": None}:
+        del values["size_px"]
+    with pytest.raises(
+        ShapeError, match=r"preprocess holds .*; wanted size_px, crop_fraction, interpolation, mean, std"
+    ):
+        Preprocess.from_dict(values)
+
+
+def test_a_rule_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Preprocess().size_px = 3
+
+
+TIMM = {
+    "input_size": (3, 384, 384), "crop_pct": 1.0, "interpolation": "bilinear", "crop_mode": "center",
+    "mean": IMAGENET_MEAN, "std": [0.229, 0.224, 0.225], "num_classes": 1000,
+}  # fmt: skip
+
+
+def test_a_timm_config_is_read():
+    wanted = Preprocess(size_px=384, crop_fraction=1.0, interpolation="bilinear", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert Preprocess.from_timm(TIMM) == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_size": (3, 224, 256)}, "input_size"),
+        ({"input_size": (1, 28, 28)}, "input_size"),
+        ({"crop_mode": "squash"}, "crop_mode is 'squash'"),
+        ({"interpolation": "random"}, "interpolation is 'random'"),
+    ],
+)
+def test_a_timm_config_that_this_rule_cannot_follow_is_refused(change, message):
+    with pytest.raises(ShapeError, match=message):
+        Preprocess.from_timm(TIMM | change)
+
+
+def test_a_timm_config_without_its_rule_is_refused():
+    with pytest.raises(ShapeError, match="lacks crop_pct, std"):
+        Preprocess.from_timm({name: value for name, value in TIMM.items() if name not in ("crop_pct", "std")})
