@@ -1,7 +1,5 @@
 """``python -m van``: the command line, for ``torchrun -m van`` and for machines without scripts on the path."""
 
-import sys
+from van.cli.main import command_line
 
-from van.cli.main import main
-
-sys.exit(main())
+command_line()

@@ -32,8 +32,8 @@ def van(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """Run ``van`` with these arguments in this process; nothing it prints may look like a crash."""
     monkeypatch.setenv("COLUMNS", "300")  # so that no message is broken over lines
 
-    def run(*arguments: object, stdin: str = "") -> Ran:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    def run(*arguments: object, stdin: bytes = b"") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
         try:
             status = main([str(argument) for argument in arguments])
         except SystemExit as ending:  # --help and flags that cannot be read end here

@@ -131,11 +131,12 @@ def test_a_network_measured_on_what_it_learnt_from_is_told_so(van, checkpoint, c
         assert ("that this network learnt from: it will do worse on new ones" in ran.err) == told
 
 
-def test_figures_that_are_no_numbers_are_null_in_json(van, checkpoint, colours, tmp_path):
+def test_a_network_that_answers_with_no_numbers_fails_and_json_says_null(van, checkpoint, colours, tmp_path):
     stored = load_checkpoint(checkpoint)
     state = dict(stored.state) | {"head.bias": torch.full((3,), float("inf"))}
     dataclasses.replace(stored, state=state).save(tmp_path / "inf.safetensors")
     ran = van("eval", tmp_path / "inf.safetensors", "--data", colours, "--json")
+    assert (ran.status, "answers with NaN or infinity, so these figures mean nothing" in ran.err) == (1, True)
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is not JSON")

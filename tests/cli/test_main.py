@@ -17,7 +17,8 @@ HEAVY = ("torch", "torchvision", "timm", "numpy", "PIL", "matplotlib", "safetens
 
 def start(*arguments: object, **options) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "van", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, **options)
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # as for most users: a print may fail only at the very end
+    return subprocess.Popen(command, stderr=subprocess.PIPE, env=buffered, **options)
 
 
 def test_help_names_every_verb_and_says_how_to_start(van):

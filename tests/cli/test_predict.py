@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,18 +55,18 @@ def test_csv_has_a_header_and_a_row_for_each_class(van, checkpoint, tmp_path):
     ran = van("predict", checkpoint, odd, "--csv", "--top", "2")
     assert ran.status == 0
     rows = list(csv.DictReader(io.StringIO(ran.out)))
-    assert [(row["picture"], row["rank"], row["label"]) for row in rows][0] == (str(odd), "1", "red")
+    assert (rows[0]["picture"], rows[0]["rank"], rows[0]["label"]) == (str(odd), "1", "red")
     assert [row["rank"] for row in rows] == ["1", "2"]
     assert all(0 <= float(row["probability"]) <= 1 for row in rows)
 
 
 def test_a_dash_reads_the_list_from_standard_input(van, checkpoint, mixed):
     wanted = van("predict", checkpoint, *mixed[1:3]).out
-    listed = f"{mixed[1]}\n\n{mixed[2]}\n"
+    listed = f"{mixed[1]}\n\n{mixed[2]}\n".encode()
     assert van("predict", checkpoint, "-", stdin=listed).out == wanted
     first, second = wanted.splitlines()
-    assert van("predict", checkpoint, mixed[2], "-", stdin=f"{mixed[1]}\n").out.splitlines() == [second, first]
-    nothing = van("predict", checkpoint, "-", stdin="\n")
+    assert van("predict", checkpoint, mixed[2], "-", stdin=os.fsencode(mixed[1])).out.splitlines() == [second, first]
+    nothing = van("predict", checkpoint, "-", stdin=b"\n")
     assert (nothing.status, nothing.out, nothing.err) == (2, "", "van: standard input lists no pictures\n")
 
 
@@ -112,7 +110,7 @@ def test_a_place_that_cannot_hold_drawings_is_refused_before_the_work(van, check
     assert ran.err.startswith(f"van: cannot write {mixed[0] / 'below'}")
 
 
-def test_file_names_that_are_no_text_go_in_and_come_out_escaped(checkpoint, tmp_path):
+def test_file_names_that_are_no_text_go_in_and_come_out_escaped(van, checkpoint, tmp_path):
     """A pipe brings bytes; Linux has no rule that they are UTF-8."""
     name = os.fsencode(tmp_path) + b"/na\xefve.png"
     try:
@@ -120,14 +118,13 @@ def test_file_names_that_are_no_text_go_in_and_come_out_escaped(checkpoint, tmp_
             picture(COLOURS["red"], 1).save(file, "PNG")
     except OSError:
         pytest.skip("this file system takes names in UTF-8 only")
-    for flags in ([], ["--json"], ["--csv"]):
-        command = [sys.executable, "-m", "van", "predict", str(checkpoint), "-", *flags]
-        done = subprocess.run(command, input=name + b"\n", capture_output=True, timeout=120)
-        assert (done.returncode, done.stderr) == (0, b"")
-        assert b"na\\udcefve.png" in done.stdout
-        if flags:
-            break
-    assert json.loads(done.stdout)["picture"] == os.fsdecode(name)
+    for ran in (van("predict", checkpoint, os.fsdecode(name)), van("predict", checkpoint, "-", stdin=name + b"\n")):
+        assert (ran.status, ran.err) == (0, "")
+        assert ran.out.startswith(f"{tmp_path}/na\\udcefve.png: red ")
+    assert json.loads(van("predict", checkpoint, os.fsdecode(name), "--json").out)["picture"] == os.fsdecode(name)
+    assert "na\\udcefve.png,1,red" in van("predict", checkpoint, os.fsdecode(name), "--csv").out
+    gone = van("predict", checkpoint, "-", stdin=name.replace(b"ve", b"if") + b"\n")
+    assert (gone.status, "na\\udcefif.png: no such file" in gone.err) == (1, True)
 
 
 def test_labels_in_any_script_are_valid_json(van, tmp_path):

@@ -17,8 +17,8 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from tests.models.local_hub import LocalHub
 
+from models.local_hub import LocalHub
 from van.cli.main import VERBS, main
 from van.cli.train import run as _train  # noqa: F401  imported here so that the first command is not slow
 
@@ -38,7 +38,9 @@ def commands(page: str) -> list[str]:
     blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.S | re.M)
     lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
     rows = [row for row in text.splitlines() if row.startswith("|")]
-    return [line for line in lines if line] + [c for row in rows for c in re.findall(r"`(van [a-z]+[^`]*)`", row)]
+    return [line for line in lines if line] + [
+        c for row in rows for c in re.findall(r"`(van models|van [a-z]+ [^`]+)`", row)
+    ]
 
 
 def scripts(page: str) -> list[str]:

@@ -11,9 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.engine.tiny import tiny_job
-
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from engine.tiny import tiny_job
 from van.engine.fit import fit
 
 MOST_RUNS = 60

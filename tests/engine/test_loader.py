@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.engine.tiny import Squares
 
+from engine.tiny import Squares
 from van.engine.loader import EvaluationOrder, SeededSet, Ticket, TrainingOrder, make_loader, seeded
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.engine.tiny import Squares, same_bits, tiny_job
 
+from engine.tiny import Squares, same_bits, tiny_job
 from van.checkpoint import load_checkpoint
 from van.engine.fit import fit
 from van.engine.run_folder import read_log

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.engine.tiny import OPTIONS, Squares, exact_settings, tensors, tiny_job
 
+from engine.tiny import OPTIONS, Squares, exact_settings, tensors, tiny_job
 from van.checkpoint import load_checkpoint
 from van.engine.distributed import started
 from van.engine.evaluate import evaluate
 from van.engine.fit import fit
+from van.engine.run_folder import read_log
 from van.errors import CheckpointError
 from van.models.van import VAN
 from van.tasks.classify import Classify
@@ -79,6 +80,18 @@ def test_an_evaluation_by_two_counts_every_sample_once(by_two: Path):
     assert found["confusion"] == alone.details["confusion"].tolist()
     assert np.sum(found["confusion"]) == 28
     assert found["metrics"] == pytest.approx(alone.metrics, abs=1e-6)
+
+
+def test_what_two_processes_log_is_what_the_file_they_save_scores(by_two: Path):
+    """Each process gathers batch statistics of its own; those of the first are saved and must be the ones measured."""
+    log = [record for record in read_log(by_two / "random" / "log.jsonl") if record["kind"] == "eval"]
+    best = max(log, key=lambda record: record["top1"])
+    checkpoint = load_checkpoint(by_two / "random" / "best.safetensors")
+    model = VAN(num_classes=3, **OPTIONS)
+    model.load_state_dict(dict(checkpoint.state))
+    with started(device="cpu") as accelerator:
+        alone = evaluate(Classify(("red", "green", "blue")), model, Squares(13), accelerator)
+    assert best["loss"] == pytest.approx(alone.metrics["loss"], abs=1e-5)
 
 
 def test_the_random_generators_of_every_process_are_kept(by_two: Path):

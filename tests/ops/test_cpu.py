@@ -156,3 +156,28 @@ def test_kernels_that_do_not_fit_are_refused_as_by_the_reference():
     local, dilated, mix = random_kernels(3)
     with pytest.raises(ShapeError, match=r"local.weight is \(3, 1, 5, 5\); x has 4 channels"):
         cpu.large_kernel_attention(random_map(1, 4, 5, 5), local, dilated, mix)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "kept"), [(56, 56, (7, 7)), (7, 7, (5, 5)), (3, 10, (1, 7)), (1, 4, (1, 3))]
+)
+def test_taps_that_read_only_padding_are_cut_off(rows: int, columns: int, kept: tuple[int, int]):
+    """At 7 x 7 a tap three steps of 3 away is outside from every pixel, so 5 x 5 of the 7 x 7 taps are left."""
+    kernel = cpu.taps_in_reach(Kernel(torch.randn(4, 1, 7, 7), None, 3), rows, columns)
+    assert tuple(kernel.weight.shape[2:]) == kept
+
+
+def test_a_kernel_with_an_even_side_keeps_its_taps():
+    kernel = cpu.taps_in_reach(Kernel(torch.randn(4, 1, 4, 4), None, 3), 2, 2)
+    assert tuple(kernel.weight.shape[2:]) == (4, 4)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_cut_off_taps_is_zero_and_lies_in_memory_like_the_weight(layout: torch.memory_format):
+    weight = torch.randn(4, 1, 7, 7).to(memory_format=layout).requires_grad_()
+    assert weight.stride() == ((49, 49, 7, 1) if layout == torch.contiguous_format else (49, 1, 7, 1))
+    kept = cpu.taps_in_reach(Kernel(weight, None, 3), 7, 7).weight
+    (gradient,) = torch.autograd.grad(kept.sum(), weight)
+    assert gradient.stride() == weight.stride()
+    assert gradient.sum().item() == 4 * 25
+    assert gradient[:, :, 0].abs().sum().item() == 0

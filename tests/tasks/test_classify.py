@@ -236,6 +236,13 @@ def test_half_precision_answers_are_counted_in_full_precision():
     assert meter.compute()["metrics"]["loss"] == pytest.approx(math.log(1 + math.exp(-2)), abs=1e-6)
 
 
+def test_an_answer_that_is_no_number_spoils_the_loss_for_all_to_see():
+    """Left out of the mean, it would make a broken network look like a good one."""
+    meter = Classify(("a", "b")).meter()
+    meter.update(torch.tensor([[2.0, 0.0], [float("nan"), 0.0]]), batch_of([0, 1]))
+    assert math.isnan(meter.compute()["metrics"]["loss"])
+
+
 def test_a_fresh_meter_starts_from_nothing():
     task = Classify(("a", "b"))
     task.meter().update(torch.tensor([[1.0, 0.0]]), batch_of([1]))

@@ -82,7 +82,7 @@ def run(arguments: Sequence[str]) -> int:
         for note in (*loaded.notes, *_flattered(settings.data, loaded.recipe)):
             print(note, file=sys.stderr)
         _report(settings, loaded.labels, found)
-    return 1 if found.unreadable else 0
+    return 1 if found.unreadable or not _is_finite(found) else 0
 
 
 def _check(settings: EvalSettings) -> None:
@@ -119,6 +119,8 @@ def _report(settings: EvalSettings, labels: Sequence[str], found: "Evaluation") 
             print(f"\n{'class':<24}{'pictures':>9}{'right':>9}{'share':>9}")
             for label, count, right in _per_class(labels, confusion):
                 print(f"{label[:23]:<24}{count:>9}{right:>9}{right / count:>9.3f}")
+    if not _is_finite(found):
+        print("the network answers with NaN or infinity, so these figures mean nothing; look at it", file=sys.stderr)
     for name, reason in found.unreadable:
         print(f"unreadable, in no metric: {name}: {reason}", file=sys.stderr)
     if settings.confusion is not None and confusion is not None:
@@ -142,6 +144,10 @@ def _record(settings: EvalSettings, labels: Sequence[str], found: "Evaluation") 
         "per_class": {label: {"samples": count, "top1": right / count} for label, count, right in per_class},
         "unreadable": [{"picture": name, "reason": reason} for name, reason in found.unreadable],
     }
+
+
+def _is_finite(found: "Evaluation") -> bool:
+    return all(math.isfinite(value) for value in found.metrics.values())
 
 
 def _per_class(labels: Sequence[str], confusion: Any) -> list[tuple[str, int, int]]:

@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from van.errors import UsageError, VanError
 
@@ -56,6 +57,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed("the device is out of memory; lower --batch-size, or use --device cpu")
 
 
+def command_line() -> NoReturn:
+    """``main`` as a process of its own."""
+    status = main()
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        # torch 2.15 with gloo now and then aborts while the interpreter is taken down, when all work is done
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def _failed(message: str, status: int = 1) -> int:
     """Print what was still to be printed, then the message."""
     try:
@@ -69,9 +82,9 @@ def _failed(message: str, status: int = 1) -> int:
 
 def _tolerate_any_name() -> None:
     """Let file names that are no valid text come in through a pipe and be printed, escaped."""
-    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "backslashreplace")
 
 
 def _run(arguments: list[str]) -> int:

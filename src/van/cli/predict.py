@@ -64,6 +64,8 @@ def run(arguments: Sequence[str]) -> int:
     from van.predict import Predictor, expand_pictures
 
     paths = expand_pictures(_read_list(settings.pictures, sys.stdin))
+    if not paths:
+        raise UsageError("standard input lists no pictures")
     predictor = Predictor.load(settings.model, device=settings.device)
     for note in predictor.notes:
         print(note, file=sys.stderr)

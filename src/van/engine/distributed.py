@@ -1,6 +1,5 @@
 """Devices and processes, through accelerate: one process, or as many as ``torchrun`` started."""
 
-import atexit
 import contextlib
 import os
 from collections.abc import Generator
@@ -44,13 +43,10 @@ def started(*, device: str = "auto", precision: str = "fp32") -> Generator[Accel
         yield accelerator
     finally:
         # accelerate keeps its state for the life of a process; the next run in it may have other settings.
-        # A process group stays until the process ends: gloo cannot be relied on to be made twice.
+        # A process group stays until the process ends: gloo cannot be made twice, nor unmade on the way out.
         AcceleratorState._reset_state()
         GradientState._reset_state()
-        if torch.distributed.is_initialized():
-            atexit.unregister(torch.distributed.destroy_process_group)
-            atexit.register(torch.distributed.destroy_process_group)
-        else:
+        if not torch.distributed.is_initialized():
             PartialState._reset_state()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
@@ -65,10 +65,11 @@ def fit(job: Job, out: Path, *, resume: bool = False) -> Summary:
         check_settings(job.settings, accelerator)
         check_run(out, job.recipe, resume=resume)
         accelerator.wait_for_everyone()
+        trainer = _Trainer(job, out, accelerator, stop)  # refuses what cannot work before there is a folder
         if accelerator.is_main_process:
             create_run(out, job.recipe)
         accelerator.wait_for_everyone()
-        return _Trainer(job, out, accelerator, stop).run()
+        return trainer.run()
 
 
 class _Trainer:
@@ -156,10 +157,11 @@ class _Trainer:
             losses.append(self._update(batches))
             self._count(time.perf_counter() - began)
             self.line.advance(self.progress.update, losses[-1].item(), self._pictures_per_s())
-            if self.progress.update % settings.log_every == 0:
+            ends_epoch = self.progress.update % self.updates_per_epoch == 0
+            if ends_epoch or self.progress.update % settings.log_every == 0:
                 self._log_training(losses)
             stopping = self.stop.agreed()
-            if self.progress.update % self.updates_per_epoch == 0:
+            if ends_epoch:
                 self._finish_epoch(epoch)
             elif stopping or self.progress.update % settings.save_every == 0:
                 self._save_last()
@@ -235,6 +237,7 @@ class _Trainer:
         """Evaluate, keep the best, save the place."""
         began = time.perf_counter()
         model = self.model if self.ema is None else self.ema.module
+        self._share_buffers()
         found = evaluate(
             self.job.task,
             model,
@@ -261,7 +264,15 @@ class _Trainer:
         self.line.say(f"epoch {epoch + 1}/{self.settings.epochs}: {text} on {found.samples} held out{unread}")
         self._save_last()
 
+    def _share_buffers(self) -> None:
+        """Give every process the batch statistics of the first, which are the ones that are saved."""
+        if self.accelerator.num_processes > 1:
+            models = [self.model] if self.ema is None else [self.model, self.ema.module]
+            for buffer in (buffer for model in models for buffer in model.buffers()):
+                broadcast(buffer)
+
     def _save_last(self) -> None:
+        self._share_buffers()
         training = states.generator_tensors(self.accelerator.device)
         training = states.prefixed("generators", training)
         training |= states.prefixed("optimiser", states.optimiser_tensors(self.model, self.optimiser))

@@ -98,8 +98,8 @@ def find_pretrained(name: str, given: Mapping[str, Any]) -> Pretrained | None:
     if config.hf_hub_id or config.url:
         return None
     raise HubError(
-        f"{name} has no weights on the hub. Public ones: {VARIANTS[name].weights}; give the file with "
-        "pretrained_cfg_overlay=dict(file=...)"
+        f"{name} has no weights on the hub. Public ones: {VARIANTS[name].weights}; give the file's "
+        "path instead of the name (to timm.create_model: pretrained_cfg_overlay=dict(file=...))"
     )
 
 
@@ -128,7 +128,8 @@ def _hub_error(name: str, place: str, error: Exception) -> HubError:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return HubError(
         f"cannot download the weights of {name} ({place}): {reason.rstrip('.')}. Check the connection, "
-        "or fetch the file elsewhere and give it with pretrained_cfg_overlay=dict(file=...)"
+        "or fetch the file elsewhere and give its path instead of the name "
+        "(to timm.create_model: pretrained_cfg_overlay=dict(file=...))"
     )
 
 

@@ -3,7 +3,8 @@
 A depth-wise convolution dilated by d never mixes pixels whose rows or columns differ modulo d.
 So the map falls into d x d phases, each of which meets the *undilated* kernel, for which PyTorch
 has fast code; the dilated one it computes several times slower. In channels_last the split only
-moves whole pixels of C values.
+moves whole pixels of C values. On small maps most taps of a large kernel read nothing but padding;
+they are cut off first.
 
 Shapes: (N, C, H, W); inside, the phases lie along the batch: (N*d*d, C, ceil(H/d), ceil(W/d)).
 """
@@ -35,8 +36,25 @@ def join_phases(phases: Tensor, dilation: int) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
+def taps_in_reach(kernel: Kernel, rows: int, columns: int) -> Kernel:
+    """The kernel without the outer taps that read only padding on a rows x columns map; odd sides only."""
+    weight, d = kernel.weight, kernel.dilation
+    halves = [side // 2 if side % 2 else 0 for side in weight.shape[2:]]
+    cuts = [max(0, half - (length - 1) // d) for half, length in zip(halves, (rows, columns), strict=True)]
+    if any(cuts):
+        # cutting in the order of the strides gives the gradient the weight's own strides, as DDP wants it
+        last = weight.stride(1) == 1
+        taps = weight.permute(0, 2, 3, 1) if last else weight
+        for axis, cut in enumerate(cuts, start=1 if last else 2):
+            taps = taps.narrow(axis, cut, taps.shape[axis] - 2 * cut)
+        weight = taps.permute(0, 3, 1, 2) if last else taps
+    alone = tuple(weight.shape[2:]) == (1, 1)
+    return Kernel(weight, kernel.bias, 1 if alone else d)
+
+
 def depthwise_by_phases(x: Tensor, kernel: Kernel) -> Tensor:
     """The same numbers as ``reference.depthwise``: (N, C, H, W) to the same, in x's memory format."""
+    kernel = taps_in_reach(kernel, x.shape[2], x.shape[3])
     d = kernel.dilation
     if d == 1:
         return depthwise(x, kernel)

@@ -32,7 +32,7 @@ class DigitsSettings:
     drop_path_rate: float = 0.0
     """Share of blocks skipped in training, rising to this at the last block."""
     train: TrainSettings = TrainSettings(
-        epochs=16, batch_size=48, lr=2e-3, weight_decay=0.05, warmup_epochs=2, ema_decay=0.99, clip_grad=5.0
+        epochs=12, batch_size=48, lr=2e-3, weight_decay=0.05, warmup_epochs=2, ema_decay=0.99, clip_grad=5.0
     )
     augment: AugmentSettings = AugmentSettings(scale=(0.6, 1.0), flip=0.0)
     mix: MixSettings = MixSettings(label_smoothing=0.1)

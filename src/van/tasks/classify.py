@@ -77,7 +77,7 @@ class ClassifyMeter(MetricCollection):
     """Top-1, top-5 and mean loss as fractions, and counts by true and predicted class."""
 
     def __init__(self, num_classes: int) -> None:
-        metrics: dict[str, Any] = {"loss": MeanMetric()}
+        metrics: dict[str, Any] = {"loss": MeanMetric(nan_strategy="disable")}  # a loss of NaN is to be seen
         if num_classes > 1:
             for k in (1, 5):
                 metrics[f"top{k}"] = MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro")
