@@ -157,7 +157,7 @@ class OverlapPatchEmbed(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.proj = nn.Conv2d(channels, dim, patch_size, stride=stride, padding=patch_size // 2, **dd)
-        self.norm = nn.BatchNorm2d(dim, **dd)
+        self.norm: nn.Module = nn.BatchNorm2d(dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.proj.in_channels:

@@ -1,4 +1,4 @@
-"""Learn to read real handwritten digits in about two minutes on two cores, from nothing but this package."""
+"""Learn to read real handwritten digits in less than a minute on two cores, from nothing but this package."""
 
 from __future__ import annotations
 
