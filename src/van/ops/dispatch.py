@@ -1,6 +1,6 @@
 """Which backend serves a call, and why.
 
-``VAN_OPS`` (``reference``, ``cpu`` or ``auto``) sets the choice for a process, ``use_backend``
+``VAN_OPS`` (``cpu``, ``phases``, ``reference`` or ``auto``) sets the choice for a process, ``use_backend``
 for a block of code. A backend that was asked for by name and cannot serve a call is an error,
 never a silent fall-back.
 """
@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from van.errors import UsageError
-from van.ops import cpu, reference
+from van.ops import cpu, native, phases, reference
 from van.ops.reference import Kernel
 
-BACKENDS = {"cpu": cpu.large_kernel_attention, "reference": reference.large_kernel_attention}
+BACKENDS = {
+    "cpu": cpu.large_kernel_attention,
+    "phases": phases.large_kernel_attention,
+    "reference": reference.large_kernel_attention,
+}
 """Every backend by name, fastest first; ``auto`` takes the first that can run."""
 
 _chosen: ContextVar[str | None] = ContextVar("van_ops_backend", default=None)
@@ -44,12 +48,23 @@ def can_run(backend: str, x: Tensor, dilated: Kernel) -> Verdict:
         return Verdict(False, "a compiler or exporter is reading the model and wants plain convolutions")
     if x.device.type != "cpu":
         return Verdict(False, f"x is on {x.device.type}, not on the CPU")
+    if x.numel() == 0:
+        return Verdict(False, "x is empty")
+    return _can_run_native(x) if backend == "cpu" else _can_run_phases(x, dilated)
+
+
+def _can_run_native(x: Tensor) -> Verdict:
+    if x.dtype != torch.float32:
+        return Verdict(False, f"the C++ code computes in float32, x is {x.dtype}")
+    missing = native.why_not()
+    return Verdict(False, missing) if missing else Verdict(True, "C++ built for this processor serves float32")
+
+
+def _can_run_phases(x: Tensor, dilated: Kernel) -> Verdict:
     if x.dtype not in (torch.float32, torch.bfloat16):
         return Verdict(False, f"undilated convolutions are not faster in {x.dtype}")
     if dilated.dilation == 1:
         return Verdict(False, "the kernel is not dilated, so there are no phases to split")
-    if x.numel() == 0:
-        return Verdict(False, "x is empty")
     return Verdict(True, "splitting a dilated map into phases pays on the CPU")
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from ops.definition import attention_by_taps, output_and_gradients, random_kernels, random_map
 from van.errors import ShapeError
-from van.ops import Kernel, cpu, reference
+from van.ops import Kernel, phases, reference
 
 FLOAT64 = 1e-12  # the same products in another order, each rounded at 1e-16
 FLOAT32 = (
@@ -32,7 +32,7 @@ def test_output_and_every_gradient_equal_the_reference(dtype, tolerance, shape, 
     kernels = random_kernels(shape[1], dtype=dtype)
     x = random_map(*shape, dtype=dtype).detach().contiguous(memory_format=memory_format).requires_grad_()
     wanted = output_and_gradients(reference.large_kernel_attention, x, kernels)
-    assert_same(output_and_gradients(cpu.large_kernel_attention, x, kernels), wanted, tolerance)
+    assert_same(output_and_gradients(phases.large_kernel_attention, x, kernels), wanted, tolerance)
 
 
 @settings(max_examples=60, deadline=None)
@@ -45,24 +45,24 @@ def test_any_kernel_and_any_map_equal_the_definition(sizes, shape):
     kernels = random_kernels(shape[1], local_size=local_size, dilated_size=dilated_size, dilation=dilation)
     x = random_map(*shape)
     wanted = output_and_gradients(attention_by_taps, x, kernels)
-    assert_same(output_and_gradients(cpu.large_kernel_attention, x, kernels), wanted, FLOAT64)
+    assert_same(output_and_gradients(phases.large_kernel_attention, x, kernels), wanted, FLOAT64)
 
 
 def test_a_phase_mixed_up_would_be_seen():
     """The control: joining the phases by columns and rows swapped is far outside the tolerance."""
     x, kernel = random_map(1, 2, 9, 9, dtype=torch.float32).detach(), random_kernels(2, dtype=torch.float32)[1]
     right = reference.depthwise(x, kernel)
-    swapped = cpu.join_phases(cpu.split_phases(right, 3).unflatten(0, (3, 3)).transpose(0, 1).flatten(0, 1), 3)
+    swapped = phases.join_phases(phases.split_phases(right, 3).unflatten(0, (3, 3)).transpose(0, 1).flatten(0, 1), 3)
     assert (swapped - right).abs().max() > 1000 * FLOAT32
 
 
 @pytest.mark.parametrize("dilation", [1, 2, 3, 5])
 def test_joining_undoes_splitting(dilation):
     x = torch.arange(2 * 3 * 10 * 15 * dilation**2).reshape(2, 3, 10 * dilation, 15 * dilation)
-    phases = cpu.split_phases(x, dilation)
-    assert phases.shape == (2 * dilation**2, 3, 10, 15)
-    assert cpu.join_phases(phases, dilation).equal(x)
-    assert phases[dilation * dilation - 1].equal(x[0, :, dilation - 1 :: dilation, dilation - 1 :: dilation])
+    split = phases.split_phases(x, dilation)
+    assert split.shape == (2 * dilation**2, 3, 10, 15)
+    assert phases.join_phases(split, dilation).equal(x)
+    assert split[dilation * dilation - 1].equal(x[0, :, dilation - 1 :: dilation, dilation - 1 :: dilation])
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -70,7 +70,7 @@ def test_joining_undoes_splitting(dilation):
 def test_the_memory_format_is_kept(memory_format, size):
     x = torch.randn(2, 4, *size).contiguous(memory_format=memory_format)
     kernels = random_kernels(4, dtype=torch.float32)
-    for out in (cpu.depthwise_by_phases(x, kernels[1]), cpu.large_kernel_attention(x, *kernels)):
+    for out in (phases.depthwise_by_phases(x, kernels[1]), phases.large_kernel_attention(x, *kernels)):
         assert out.is_contiguous(memory_format=memory_format)
         assert out.stride() == x.stride()
 
@@ -93,7 +93,7 @@ def test_non_contiguous_maps_give_the_same(name):
     assert not x.is_contiguous()
     kernels = random_kernels(x.shape[1])
     wanted = reference.large_kernel_attention(x.contiguous(), *kernels)
-    torch.testing.assert_close(cpu.large_kernel_attention(x, *kernels), wanted, rtol=FLOAT64, atol=FLOAT64)
+    torch.testing.assert_close(phases.large_kernel_attention(x, *kernels), wanted, rtol=FLOAT64, atol=FLOAT64)
 
 
 def test_no_cell_is_left_unwritten():
@@ -103,7 +103,7 @@ def test_no_cell_is_left_unwritten():
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(8).isnan().all()
-        found = output_and_gradients(cpu.large_kernel_attention, x, kernels)
+        found = output_and_gradients(phases.large_kernel_attention, x, kernels)
     finally:
         torch.use_deterministic_algorithms(False)
     assert_same(found, wanted, FLOAT32)
@@ -113,7 +113,7 @@ def test_gradients_are_the_slopes_of_the_output():
     x, (local, dilated, mix) = random_map(1, 2, 4, 5), random_kernels(2, local_size=3, dilated_size=3, dilation=2)
 
     def flat(x, lw, lb, dw, db, mw, mb):
-        return cpu.large_kernel_attention(x, Kernel(lw, lb), Kernel(dw, db, 2), Kernel(mw, mb))
+        return phases.large_kernel_attention(x, Kernel(lw, lb), Kernel(dw, db, 2), Kernel(mw, mb))
 
     tensors = (x, local.weight, local.bias, dilated.weight, dilated.bias, mix.weight, mix.bias)
     assert torch.autograd.gradcheck(flat, tensors)
@@ -128,7 +128,7 @@ def test_bfloat16_is_as_near_the_truth_as_the_reference():
     truth = reference.large_kernel_attention(x.double(), *exact)
     errors = [
         (operator(x, *kernels).double() - truth).abs().mean().item()
-        for operator in (cpu.large_kernel_attention, reference.large_kernel_attention)
+        for operator in (phases.large_kernel_attention, reference.large_kernel_attention)
     ]
     assert errors[0] <= 1.1 * errors[1]
 
@@ -138,7 +138,7 @@ def test_one_gradient_per_picture_can_be_mapped_over_the_batch():
     x, kernels = random_map(3, 2, 7, 8, dtype=torch.float32).detach(), random_kernels(2, dtype=torch.float32)
 
     def loss(picture):
-        return cpu.large_kernel_attention(picture[None], *kernels).square().sum()
+        return phases.large_kernel_attention(picture[None], *kernels).square().sum()
 
     mapped = torch.func.vmap(torch.func.grad(loss))(x)
     one_by_one = torch.stack([torch.func.grad(loss)(picture) for picture in x])
@@ -149,13 +149,13 @@ def test_a_kernel_without_bias_serves():
     x, (local, dilated, mix) = random_map(1, 2, 9, 7), random_kernels(2)
     bare = tuple(kernel._replace(bias=None) for kernel in (local, dilated, mix))
     wanted = output_and_gradients(reference.large_kernel_attention, x, bare)
-    assert_same(output_and_gradients(cpu.large_kernel_attention, x, bare), wanted, FLOAT64)
+    assert_same(output_and_gradients(phases.large_kernel_attention, x, bare), wanted, FLOAT64)
 
 
 def test_kernels_that_do_not_fit_are_refused_as_by_the_reference():
     local, dilated, mix = random_kernels(3)
     with pytest.raises(ShapeError, match=r"local.weight is \(3, 1, 5, 5\); x has 4 channels"):
-        cpu.large_kernel_attention(random_map(1, 4, 5, 5), local, dilated, mix)
+        phases.large_kernel_attention(random_map(1, 4, 5, 5), local, dilated, mix)
 
 
 @pytest.mark.parametrize(
@@ -163,12 +163,12 @@ def test_kernels_that_do_not_fit_are_refused_as_by_the_reference():
 )
 def test_taps_that_read_only_padding_are_cut_off(rows: int, columns: int, kept: tuple[int, int]):
     """At 7 x 7 a tap three steps of 3 away is outside from every pixel, so 5 x 5 of the 7 x 7 taps are left."""
-    kernel = cpu.taps_in_reach(Kernel(torch.randn(4, 1, 7, 7), None, 3), rows, columns)
+    kernel = phases.taps_in_reach(Kernel(torch.randn(4, 1, 7, 7), None, 3), rows, columns)
     assert tuple(kernel.weight.shape[2:]) == kept
 
 
 def test_a_kernel_with_an_even_side_keeps_its_taps():
-    kernel = cpu.taps_in_reach(Kernel(torch.randn(4, 1, 4, 4), None, 3), 2, 2)
+    kernel = phases.taps_in_reach(Kernel(torch.randn(4, 1, 4, 4), None, 3), 2, 2)
     assert tuple(kernel.weight.shape[2:]) == (4, 4)
 
 
@@ -176,7 +176,7 @@ def test_a_kernel_with_an_even_side_keeps_its_taps():
 def test_the_gradient_of_cut_off_taps_is_zero_and_lies_in_memory_like_the_weight(layout: torch.memory_format):
     weight = torch.randn(4, 1, 7, 7).to(memory_format=layout).requires_grad_()
     assert weight.stride() == ((49, 49, 7, 1) if layout == torch.contiguous_format else (49, 1, 7, 1))
-    kept = cpu.taps_in_reach(Kernel(weight, None, 3), 7, 7).weight
+    kept = phases.taps_in_reach(Kernel(weight, None, 3), 7, 7).weight
     (gradient,) = torch.autograd.grad(kept.sum(), weight)
     assert gradient.stride() == weight.stride()
     assert gradient.sum().item() == 4 * 25

@@ -1,0 +1,1 @@
+"""Measuring: operators side by side in one run, each checked before its speed is told."""
