@@ -8,7 +8,9 @@ import pytest
 from van.cli.main import VERBS
 from van.recipes import RECIPES
 
-HELPFUL = [[verb] for verb in VERBS] + [["train", recipe] for recipe in RECIPES] + [["data", "digits"]]
+HELPFUL = (
+    [[verb] for verb in VERBS] + [["train", recipe] for recipe in RECIPES] + [["data", "digits"], ["bench", "ops"]]
+)
 
 
 @pytest.mark.parametrize("verb", HELPFUL, ids=" ".join)
@@ -28,7 +30,7 @@ def test_examples_name_no_flag_that_the_help_does_not(van, verb):
     for example in examples:
         after = example.split("van ", 1)[1] if "-m van" not in example else example.split("-m van ", 1)[1]
         flags = {word for word in shlex.split(after) if word.startswith("--")}
-        helped = van(*shlex.split(after)[: 2 if after.startswith(("train", "data")) else 1], "--help").out
+        helped = van(*shlex.split(after)[: 2 if after.startswith(("train", "data", "bench")) else 1], "--help").out
         assert all(re.search(rf"{flag}\b", helped) for flag in flags), example
 
 
@@ -75,6 +77,9 @@ BAD = {
     "data": (2, "usage: van data SET"),
     "data letters --out x": (2, "there is no set 'letters'; known: digits"),
     "data digits": (2, "--out"),
+    "bench nets": (2, "there is no subject 'nets'"),
+    "bench ops --rounds 0": (2, "--rounds is 0; wanted at least 1"),
+    "bench ops --rounds some": (2, "'some'"),
     "design --kernel 0": (2, "--kernel is 0; wanted 1 to 10,000"),
     "design --kernel 2000000000": (2, "--kernel is 2000000000"),
     "design --channels -3": (2, "--channels is -3"),
