@@ -106,7 +106,7 @@ def test_a_choice_stays_in_its_context():
     assert context.run(backend_that_serves) == "reference"
     assert backend_that_serves() == FASTEST
     context.run(block.__exit__, None, None, None)
-    assert context.run(backend_that_serves) == "cpu"
+    assert context.run(backend_that_serves) == FASTEST
 
 
 def test_unknown_names_are_refused_with_the_known_ones(monkeypatch):
