@@ -105,6 +105,12 @@ def test_frozen_batch_norm_keeps_its_statistics_and_a_frozen_backbone_all_its_bi
     assert not torch.equal(norm["block1.0.norm1.weight"], before["block1.0.norm1.weight"])
 
 
+def test_an_epoch_shorter_than_the_logging_interval_is_logged_at_its_end(tmp_path: Path):
+    fit(tiny_job(epochs=2, log_every=100), tmp_path / "run")
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    assert [record["step"] for record in log if record["kind"] == "train"] == [5, 10]
+
+
 def test_bf16_trains_on_the_cpu(tmp_path: Path):
     fit(tiny_job(epochs=1, precision="bf16"), tmp_path / "run")
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").state["head.weight"].dtype == torch.float32

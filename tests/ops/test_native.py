@@ -114,6 +114,20 @@ def test_gradients_of_gradients_are_those_of_the_definition(shape: tuple[int, ..
         assert_near(found, right)
 
 
+def test_a_gradient_penalty_on_the_picture_alone_reaches_the_kernel():
+    """Only one of the three gradients is used, so the others come back as nothing."""
+    x, weight, _, _ = case(SHAPES[2])
+    out = native.depthwise(x, weight, None, 3)
+    (of_x,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    (found,) = torch.autograd.grad(of_x.square().sum(), weight)
+    double = [tensor.detach().double().requires_grad_() for tensor in (x, weight)]
+    (of_x,) = torch.autograd.grad(
+        reference.depthwise(double[0], Kernel(double[1], None, 3)).sum(), double[0], create_graph=True
+    )
+    (right,) = torch.autograd.grad(of_x.square().sum(), double[1])
+    assert_near(found, right)
+
+
 def test_strided_views_and_no_bias_are_served():
     whole = torch.randn(2, 12, 20, 30)
     view = whole[:, ::2, 3:17, ::3]

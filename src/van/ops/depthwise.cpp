@@ -19,7 +19,7 @@ constexpr int64_t WIDEST = 64;
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
 
 struct Shape {
-    int64_t pictures, rows, columns, channels, kernel_rows, kernel_columns, dilation, top, left;
+    int64_t pictures, rows, columns, channels, kernel_rows, kernel_columns, dilation;
 };
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -37,9 +37,9 @@ struct Plane {
     int64_t rows, columns, before, pitch;
     std::vector<float> values;
 
-    Plane(const Shape& s, int64_t most_before, int64_t most_pitch)
-        : rows(0), columns(0), before(most_before), pitch(most_pitch),
-          values(ceil_div(s.rows, s.dilation) * most_pitch * LANES) {}
+    Plane(const Shape& s, int64_t zeros_before, int64_t row_pitch)
+        : rows(0), columns(0), before(zeros_before), pitch(row_pitch),
+          values(ceil_div(s.rows, s.dilation) * row_pitch * LANES) {}
 
     void fill(const Shape& s, const float* picture, int64_t row_phase, int64_t column_phase, int64_t lanes) {
         rows = ceil_div(s.rows - row_phase, s.dilation);
@@ -216,7 +216,7 @@ Shape shape_of(const int64_t* numbers) {
 
 extern "C" {
 
-// shape: the nine numbers of Shape, in its order. y has the shape of x.
+// shape: the seven numbers of Shape, in its order; both sides of the kernel are odd. y has the shape of x.
 void van_depthwise_forward(const int64_t* shape, const float* x, const float* weight, const float* bias, float* y) {
     const Shape s = shape_of(shape);
     switch (s.kernel_columns) {

@@ -228,10 +228,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 def _shape(x: Tensor, weight: Tensor, dilation: int) -> ctypes.Array[ctypes.c_int64]:
     pictures, channels, rows, columns = x.shape
-    kernel_rows, kernel_columns = weight.shape[2:]
-    top, left = dilation * (kernel_rows // 2), dilation * (kernel_columns // 2)
-    numbers = (pictures, rows, columns, channels, kernel_rows, kernel_columns, dilation, top, left)
-    return (ctypes.c_int64 * 9)(*numbers)
+    numbers = (pictures, rows, columns, channels, *weight.shape[2:], dilation)
+    return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
 def _forward(pixels: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
