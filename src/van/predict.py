@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from van.errors import PictureError, UsageError
+from van.models.deploy import can_fuse, fuse
 from van.models.load import Loaded, in_channels_last, load
 from van.pictures import find_pictures, read_picture, to_rgb
 from van.preprocess import Preprocess
@@ -24,6 +25,8 @@ Picture = str | Path | bytes | Image.Image
 class Predictor:
     """Classifies pictures with a network and the preprocessing that belongs to it.
 
+    ``model`` is the network as it was loaded; pictures go through a copy fused for speed.
+
     Args:
         loaded: what ``van.models.load.load`` gave; most callers use ``Predictor.load``.
         device: where to run; the GPU where there is one if None or ``auto``.
@@ -36,6 +39,7 @@ class Predictor:
         loaded.want_classifier()
         self.device = _usable(device)
         self.model: nn.Module = in_channels_last(loaded.model.eval(), self.device)
+        self._fused = in_channels_last(fuse(self.model), self.device) if can_fuse(self.model) else self.model
         self.preprocess: Preprocess = loaded.preprocess
         self.labels = loaded.labels
         self.notes = loaded.notes
@@ -104,7 +108,7 @@ class Predictor:
             return []
         batch = torch.stack([self.preprocess(picture) for picture in pictures])
         with torch.inference_mode():
-            outputs = self.model(batch.to(self.device, memory_format=torch.channels_last))
+            outputs = self._fused(batch.to(self.device, memory_format=torch.channels_last))
         return list(self.task.decode(outputs, names))
 
 

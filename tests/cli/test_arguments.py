@@ -9,7 +9,9 @@ from van.cli.main import VERBS
 from van.recipes import RECIPES
 
 HELPFUL = (
-    [[verb] for verb in VERBS] + [["train", recipe] for recipe in RECIPES] + [["data", "digits"], ["bench", "ops"]]
+    [[verb] for verb in VERBS]
+    + [["train", recipe] for recipe in RECIPES]
+    + [["data", "digits"], ["bench", "ops"], ["bench", "models"]]
 )
 
 
@@ -78,6 +80,10 @@ BAD = {
     "data letters --out x": (2, "there is no set 'letters'; known: digits"),
     "data digits": (2, "--out"),
     "bench nets": (2, "there is no subject 'nets'"),
+    "bench models --models van_b9": (2, "van_b9"),
+    "bench models --ways tensorrt": (2, "tensorrt"),
+    "bench models --size-px 8": (2, "--size-px"),
+    "bench models --rounds 0": (2, "--rounds"),
     "bench ops --rounds 0": (2, "--rounds is 0; wanted at least 1"),
     "bench ops --rounds some": (2, "'some'"),
     "design --kernel 0": (2, "--kernel is 0; wanted 1 to 10,000"),

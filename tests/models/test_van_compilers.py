@@ -1,4 +1,7 @@
+"""VAN under torch.compile, torch.export, autocast and channels_last: whole, and with the same answers."""
+
 import shutil
+from collections import Counter
 
 import pytest
 import timm
@@ -6,8 +9,10 @@ import torch
 from torch import nn
 
 from van import LKA
-from van.ops import use_backend
+from van.ops import native, use_backend
 
+CPP = not native.why_not()
+BLOCKS = 3 + 3 + 5 + 2  # of a van_b0
 FLOAT32 = 2e-5  # float32 through 13 blocks, the same products in another order
 
 
@@ -68,10 +73,67 @@ def test_a_training_step_compiles_whole():
         assert_close(ours.grad, theirs.grad, 1e-3)  # BatchNorm over a few pixels magnifies float32's rounding
 
 
-def test_a_backend_asked_for_does_not_break_compiling():
-    model = create().eval()
+class Seen:
+    """A compiler that runs what it is given as it is, and counts the calls in it by name."""
+
+    def __init__(self):
+        self.calls = Counter()
+
+    def __call__(self, module: torch.fx.GraphModule, _inputs: list) -> torch.fx.GraphModule:
+        self.calls.update(str(node.target) for node in module.graph.nodes if node.op.startswith("call"))
+        return module
+
+
+@pytest.mark.skipif(not CPP, reason=f"no native library: {native.why_not()}")
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+def test_a_compiler_sees_two_fast_operators_in_each_block(backend):
+    model, seen = create().eval(), Seen()
+    with use_backend(backend), torch.no_grad():
+        assert_close(torch.compile(model, fullgraph=True, backend=seen)(pictures()), model(pictures()))
+    assert {name: count for name, count in seen.calls.items() if "van." in name} == {
+        "van.lka_pair.default": BLOCKS, "van.depthwise_gelu.default": BLOCKS,
+    }  # fmt: skip
+
+
+def test_the_reference_asked_for_gives_a_compiler_plain_convolutions():
+    model, seen = create().eval(), Seen()
+    with use_backend("reference"), torch.no_grad():
+        assert_close(torch.compile(model, fullgraph=True, backend=seen)(pictures()), model(pictures()))
+    assert not any("van." in name for name in seen.calls)
+    assert seen.calls["permute"] < BLOCKS  # the norms between stages alone
+
+
+def test_a_compiled_model_keeps_the_environments_choice(monkeypatch):
+    monkeypatch.setenv("VAN_OPS", "reference")
+    model, seen = create().eval(), Seen()
+    compiled = torch.compile(model, fullgraph=True, backend=seen)
+    with torch.no_grad():
+        wanted = compiled(pictures())
+        monkeypatch.delenv("VAN_OPS")
+        assert compiled(pictures()).equal(wanted)
+    assert not any("van." in name for name in seen.calls)
+
+
+@pytest.mark.skipif(not CPP, reason=f"no native library: {native.why_not()}")
+def test_a_compiled_model_follows_the_blocks_of_code_that_it_runs_in():
+    """It is compiled once for each choice."""
+    model, seen = create().eval(), Seen()
+    compiled, answers = torch.compile(model, fullgraph=True, backend=seen), {}
+    with torch.no_grad():
+        for name in ("reference", "cpu", "reference", "cpu"):
+            with use_backend(name):
+                answer = compiled(pictures())
+                assert answer.equal(answers.setdefault(name, answer))
+    assert seen.calls["van.lka_pair.default"] == BLOCKS
+    assert_close(answers["cpu"], answers["reference"])
+
+
+def test_the_phases_asked_for_compile_whole():
+    model, seen = create().eval(), Seen()
     with use_backend("phases"), torch.no_grad():
-        assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(pictures()), model(pictures()))
+        assert_close(torch.compile(model, fullgraph=True, backend=seen)(pictures()), model(pictures()))
+    assert not any("van." in name for name in seen.calls)
+    assert seen.calls["permute"] >= 2 * BLOCKS  # to split a map, and to join it again
 
 
 @pytest.mark.slow
@@ -92,11 +154,14 @@ def test_one_exported_program_serves_every_batch_and_size():
             assert_close(program.module()(pictures(*shape)), model(pictures(*shape)))
 
 
-def test_an_exported_program_holds_plain_dilated_convolutions():
-    program = torch.export.export(create().eval(), (pictures(),))
+def test_a_program_exported_by_the_reference_holds_plain_dilated_convolutions():
+    """So that it runs where this package is not installed."""
+    with use_backend("reference"):
+        program = torch.export.export(create().eval(), (pictures(),))
     calls = [node for node in program.graph.nodes if node.target == torch.ops.aten.conv2d.default]
     dilations = [node.args[5] for node in calls if len(node.args) > 5]
-    assert dilations.count([3, 3]) == 3 + 3 + 5 + 2
+    assert dilations.count([3, 3]) == BLOCKS
+    assert not any("van." in str(node.target) for node in program.graph.nodes)
     assert (
         max(len(node.meta["val"].shape) for node in program.graph.nodes if hasattr(node.meta.get("val"), "shape")) == 4
     )

@@ -1,3 +1,5 @@
+"""The definition against an independent one, one tap at a time, and against answers computed by hand."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 from ops.definition import attention_by_taps, depthwise_by_taps, output_and_gradients, random_kernels, random_map
 from van.errors import ShapeError
 from van.ops import Kernel
-from van.ops.reference import depthwise, large_kernel_attention, same_padding
+from van.ops.reference import depthwise, depthwise_gelu, large_kernel_attention, lka_pair, same_padding
 
 FLOAT64 = 1e-12  # sums of at most a few thousand products of order one, each rounded at 1e-16
 
@@ -104,6 +106,36 @@ def test_gradients_are_the_slopes_of_the_output():
     tensors = (x, local.weight, local.bias, dilated.weight, dilated.bias, mix.weight, mix.bias)
     assert torch.autograd.gradcheck(flat, tensors)
     assert torch.autograd.gradgradcheck(flat, tensors)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda x, lw, lb, dw, db: depthwise(x, Kernel(dw, db, 2)),
+        lambda x, lw, lb, dw, db: depthwise_gelu(x, Kernel(lw, lb)),
+        lambda x, lw, lb, dw, db: lka_pair(x, Kernel(lw, lb), Kernel(dw, db, 2)),
+    ],
+    ids=["depthwise", "depthwise_gelu", "lka_pair"],
+)
+def test_gradients_of_the_parts_are_the_slopes_of_their_outputs(operator):
+    x, (local, dilated, _) = random_map(2, 2, 4, 5), random_kernels(2, local_size=3, dilated_size=3, dilation=2)
+    tensors = (x, local.weight, local.bias, dilated.weight, dilated.bias)
+    assert torch.autograd.gradcheck(operator, tensors)
+    assert torch.autograd.gradgradcheck(operator, tensors)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 7, 5), (1, 2, 29, 1), (0, 3, 5, 5)])
+def test_gelu_is_the_share_of_the_normal_distribution_below_times_the_number(shape):
+    x, (local, _, _) = random_map(*shape), random_kernels(shape[1], local_size=3)
+    before = depthwise_by_taps(x, local)
+    wanted = before * torch.distributions.Normal(0.0, 1.0).cdf(before)
+    torch.testing.assert_close(depthwise_gelu(x, local), wanted, rtol=FLOAT64, atol=FLOAT64)
+
+
+def test_the_pair_is_one_kernel_after_the_other():
+    x, (local, dilated, _) = random_map(2, 3, 11, 13), random_kernels(3)
+    wanted = depthwise_by_taps(depthwise_by_taps(x, local), dilated)
+    torch.testing.assert_close(lka_pair(x, local, dilated), wanted, rtol=FLOAT64, atol=FLOAT64)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")

@@ -20,7 +20,7 @@ VERBS = {
     "models": "list the networks, their sizes and their public weights",
     "convert": "turn any public VAN weights into a checkpoint of this package",
     "data": "write the embedded digits out as picture files",
-    "bench": "measure large kernel attention on every backend, side by side",
+    "bench": "measure operators and whole networks side by side, each checked first",
     "design": "find the best dilation for a kernel size, and what it costs",
 }
 

@@ -61,8 +61,10 @@ def run(arguments: Sequence[str]) -> int:
         raise UsageError("no pictures given; name files, folders or patterns, or - for a list on standard input")
     if settings.draw is not None and settings.draw.exists() and not settings.draw.is_dir():
         raise UsageError(f"--draw {settings.draw} is a file; wanted a folder")
+    from van.ops import keep_freed_memory
     from van.predict import Predictor, expand_pictures
 
+    keep_freed_memory()
     paths = expand_pictures(_read_list(settings.pictures, sys.stdin))
     if not paths:
         raise UsageError("standard input lists no pictures")

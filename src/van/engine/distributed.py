@@ -14,11 +14,12 @@ from torch.distributed.fsdp import fully_shard
 from van.engine.settings import TrainSettings
 from van.errors import UsageError
 from van.models.load import in_channels_last
+from van.ops import keep_freed_memory
 
 
 @contextlib.contextmanager
 def started(*, device: str = "auto", precision: str = "fp32") -> Generator[Accelerator, None, None]:
-    """An accelerator for a block of code.
+    """An accelerator for a block of code, in a process that keeps its memory.
 
     Args:
         device: cpu, cuda, mps, or auto: the first there is.
@@ -35,6 +36,7 @@ def started(*, device: str = "auto", precision: str = "fp32") -> Generator[Accel
     on_cpu = device == "cpu" or not (present["cuda"] or present["mps"])
     if on_cpu and precision == "fp16":
         raise UsageError("--precision fp16 needs a GPU; on a CPU use bf16 or fp32")
+    keep_freed_memory()
     accelerator = Accelerator(cpu=on_cpu, mixed_precision={"fp32": "no"}.get(precision, precision))
     try:
         wanted = int(os.environ.get("WORLD_SIZE", "1"))

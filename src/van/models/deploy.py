@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from van.errors import ShapeError, UsageError
+from van.models.frozen import FrozenConv2d
 from van.models.layers import Block, OverlapPatchEmbed
+from van.ops import lka_pair
 
 
 class FusedBlock(nn.Module):
@@ -29,17 +31,19 @@ class FusedBlock(nn.Module):
         attention, feed_forward = block.attn, block.mlp
         scale, shift = affine(block.norm1)
         self.proj_1 = with_input_affine(attention.proj_1, scale, shift)
-        self.activation = attention.activation
         self.spatial_gating_unit = attention.spatial_gating_unit
+        self.spatial_gating_unit.conv1 = FrozenConv2d.of(self.spatial_gating_unit.conv1)
         self.proj_2 = with_output_affine(attention.proj_2, block.layer_scale_1, block.layer_scale_1 * shift)
         self.register_buffer("shortcut", (1 + block.layer_scale_1 * scale)[:, None, None])
         self.fc1 = with_input_affine(feed_forward.fc1, *affine(block.norm2))
-        self.dwconv, self.act = feed_forward.dwconv, feed_forward.act
+        self.dwconv = feed_forward.dwconv
         self.fc2 = with_output_affine(feed_forward.fc2, block.layer_scale_2, torch.zeros_like(block.layer_scale_2))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x * self.shortcut + self.proj_2(self.spatial_gating_unit(self.activation(self.proj_1(x))))
-        return x + self.fc2(self.act(self.dwconv(self.fc1(x))))
+        gated, unit = self.proj_1(x, gelu=True), self.spatial_gating_unit
+        gated = unit.conv1(lka_pair(gated, *unit.depthwise_kernels()), times=gated)
+        x = self.proj_2(gated, plus=x * self.shortcut)
+        return self.fc2(self.dwconv(self.fc1(x)), plus=x)
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -52,7 +56,7 @@ def fuse(model: nn.Module) -> nn.Module:
         UsageError: the model is in training mode.
         ShapeError: it holds no part of a VAN.
     """
-    parts = [part for part in model.modules() if isinstance(part, Block | OverlapPatchEmbed | FusedBlock)]
+    parts = _parts(model)
     if not parts:
         raise ShapeError(f"{type(model).__name__} holds no VAN blocks; wanted a VAN, or a model built on one")
     if any(part.training for part in (model, *parts)):
@@ -60,6 +64,15 @@ def fuse(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         fused = _fused(copy.deepcopy(model))
     return fused.requires_grad_(False).eval()
+
+
+def can_fuse(model: nn.Module) -> bool:
+    """Whether ``model`` is a VAN, or holds parts of one."""
+    return bool(_parts(model))
+
+
+def _parts(model: nn.Module) -> list[nn.Module]:
+    return [part for part in model.modules() if isinstance(part, Block | OverlapPatchEmbed | FusedBlock)]
 
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -70,19 +83,19 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return scale, norm.bias - norm.running_mean * scale
 
 
-def with_output_affine(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
+def with_output_affine(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> FrozenConv2d:
     """``scale · conv(x) + shift`` as one convolution."""
     bias = shift if conv.bias is None else conv.bias * scale + shift
-    return _replaced(conv, conv.weight * scale[:, None, None, None], bias)
+    return FrozenConv2d.of(conv, conv.weight * scale[:, None, None, None], bias)
 
 
-def with_input_affine(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
+def with_input_affine(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> FrozenConv2d:
     """``conv(scale · x + shift)`` as one convolution; exact for 1x1 only, where no padding mixes in."""
     if conv.kernel_size != (1, 1) or conv.padding != (0, 0):
         raise ShapeError(f"cannot fold the input of a {conv.kernel_size} convolution; wanted 1x1 without padding")
     added = conv.weight[:, :, 0, 0] @ shift
     bias = added if conv.bias is None else conv.bias + added
-    return _replaced(conv, conv.weight * scale[None, :, None, None], bias)
+    return FrozenConv2d.of(conv, conv.weight * scale[None, :, None, None], bias)
 
 
 def _fused(module: nn.Module) -> nn.Module:
@@ -95,10 +108,3 @@ def _fused(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, _fused(child))
     return module
-
-
-def _replaced(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    fused = copy.deepcopy(conv)
-    fused.weight = nn.Parameter(weight)
-    fused.bias = nn.Parameter(bias)
-    return fused

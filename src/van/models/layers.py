@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from van.errors import ShapeError
 from van.models.design import decompose
-from van.ops import Kernel, large_kernel_attention
+from van.ops import Kernel, depthwise_gelu, large_kernel_attention
 from van.ops.reference import same_padding
 
 
@@ -53,13 +53,13 @@ class LKA(nn.Module):
         self.conv1 = nn.Conv2d(channels, channels, 1, device=device, dtype=dtype)
         self.plan = plan
 
+    def depthwise_kernels(self) -> tuple[Kernel, Kernel]:
+        """The local and the dilated one."""
+        dilated = Kernel(self.conv_spatial.weight, self.conv_spatial.bias, self.plan.dilation)
+        return Kernel(self.conv0.weight, self.conv0.bias), dilated
+
     def forward(self, x: Tensor) -> Tensor:
-        return large_kernel_attention(
-            x,
-            local=Kernel(self.conv0.weight, self.conv0.bias),
-            dilated=Kernel(self.conv_spatial.weight, self.conv_spatial.bias, self.plan.dilation),
-            mix=Kernel(self.conv1.weight, self.conv1.bias),
-        )
+        return large_kernel_attention(x, *self.depthwise_kernels(), Kernel(self.conv1.weight, self.conv1.bias))
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.plan.kernel_size}, dilation={self.plan.dilation}, reach_px={self.plan.reach_px}"
@@ -88,15 +88,15 @@ class Attention(nn.Module):
         return self.proj_2(self.spatial_gating_unit(self.activation(self.proj_1(x)))) + x
 
 
-class DepthwiseConv(nn.Module):
-    """A depth-wise 3x3 convolution under the released name ``dwconv.dwconv``."""
+class DepthwiseGelu(nn.Module):
+    """GELU of a depth-wise 3x3 convolution, which has the released name ``dwconv.dwconv``."""
 
     def __init__(self, channels: int, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dwconv(x)
+        return depthwise_gelu(x, Kernel(self.dwconv.weight, self.dwconv.bias))
 
 
 class FeedForward(nn.Module):
@@ -108,13 +108,12 @@ class FeedForward(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.fc1 = nn.Conv2d(channels, hidden, 1, **dd)
-        self.dwconv = DepthwiseConv(hidden, **dd)
-        self.act = nn.GELU()
+        self.dwconv = DepthwiseGelu(hidden, **dd)
         self.fc2 = nn.Conv2d(hidden, channels, 1, **dd)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.dwconv(self.fc1(x))))))
+        return self.drop(self.fc2(self.drop(self.dwconv(self.fc1(x)))))
 
 
 class Block(nn.Module):

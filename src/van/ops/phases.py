@@ -12,7 +12,7 @@ Shapes: (N, C, H, W); inside, the phases lie along the batch: (N*d*d, C, ceil(H/
 import torch.nn.functional as F
 from torch import Tensor
 
-from van.ops.reference import Kernel, check_kernels, depthwise, same_padding
+from van.ops.reference import Kernel, depthwise, same_padding
 
 
 def split_phases(x: Tensor, dilation: int) -> Tensor:
@@ -80,8 +80,6 @@ def in_layout_of(x: Tensor, out: Tensor) -> Tensor:
     return out.contiguous()
 
 
-def large_kernel_attention(x: Tensor, local: Kernel, dilated: Kernel, mix: Kernel) -> Tensor:
-    """``reference.large_kernel_attention`` with its depth-wise convolutions by phases."""
-    check_kernels(x, local, dilated, mix)
-    attention = depthwise_by_phases(depthwise_by_phases(x, local), dilated)
-    return x * F.conv2d(attention, mix.weight, mix.bias)
+def lka_pair_by_phases(x: Tensor, local: Kernel, dilated: Kernel) -> Tensor:
+    """The same numbers as ``reference.lka_pair``, in x's memory format."""
+    return depthwise_by_phases(depthwise_by_phases(x, local), dilated)

@@ -1,4 +1,4 @@
-"""The large-kernel-attention operator, written to be read.
+"""The operators, written to be read.
 
 Shapes: N pictures, C channels, H rows, W columns; every tensor is NCHW.
 This file is the definition: each fast path in ``van.ops`` is tested against it,
@@ -30,8 +30,8 @@ def same_padding(kernel_size: int, dilation: int) -> tuple[int, int]:
     return reach // 2, reach - reach // 2
 
 
-def check_kernels(x: Tensor, local: Kernel, dilated: Kernel, mix: Kernel) -> None:
-    """Refuse kernels whose shapes do not fit ``x``.
+def check_kernels(x: Tensor, mix: Kernel | None = None, /, **depthwise: Kernel) -> None:
+    """Refuse kernels, named as the caller knows them, whose shapes do not fit ``x``.
 
     Raises:
         ShapeError: ``x`` is not NCHW, or a kernel is not of the shape the operator needs.
@@ -39,11 +39,13 @@ def check_kernels(x: Tensor, local: Kernel, dilated: Kernel, mix: Kernel) -> Non
     if x.ndim != 4:
         raise ShapeError(f"x has {x.ndim} dimensions {tuple(x.shape)}; wanted 4: (N, C, H, W)")
     channels = x.shape[1]
-    for name, kernel in (("local", local), ("dilated", dilated)):
+    for name, kernel in depthwise.items():
         shape = tuple(kernel.weight.shape)
         if len(shape) != 4 or shape[:2] != (channels, 1):
             raise ShapeError(f"{name}.weight is {shape}; x has {channels} channels, so wanted ({channels}, 1, k, k)")
-    if tuple(mix.weight.shape) != (channels, channels, 1, 1):
+        if kernel.dilation < 1:
+            raise ShapeError(f"{name}.dilation is {kernel.dilation}; wanted at least 1")
+    if mix is not None and tuple(mix.weight.shape) != (channels, channels, 1, 1):
         raise ShapeError(f"mix.weight is {tuple(mix.weight.shape)}; wanted ({channels}, {channels}, 1, 1)")
 
 
@@ -59,6 +61,16 @@ def depthwise(x: Tensor, kernel: Kernel) -> Tensor:
     return F.conv2d(
         x, kernel.weight, kernel.bias, padding=padding, dilation=kernel.dilation, groups=kernel.weight.shape[0]
     )
+
+
+def lka_pair(x: Tensor, local: Kernel, dilated: Kernel) -> Tensor:
+    """The two depth-wise convolutions of large kernel attention: (N, C, H, W) to the same."""
+    return depthwise(depthwise(x, local), dilated)
+
+
+def depthwise_gelu(x: Tensor, kernel: Kernel) -> Tensor:
+    """The middle of VAN's feed-forward part, GELU(DW(x) + bias), GELU in its exact form: (N, C, H, W) to the same."""
+    return F.gelu(depthwise(x, kernel))
 
 
 def large_kernel_attention(x: Tensor, local: Kernel, dilated: Kernel, mix: Kernel) -> Tensor:
@@ -78,6 +90,5 @@ def large_kernel_attention(x: Tensor, local: Kernel, dilated: Kernel, mix: Kerne
     Raises:
         ShapeError: a kernel does not fit the channels of ``x``.
     """
-    check_kernels(x, local, dilated, mix)
-    attention = F.conv2d(depthwise(depthwise(x, local), dilated), mix.weight, mix.bias)
-    return x * attention
+    check_kernels(x, mix, local=local, dilated=dilated)
+    return x * F.conv2d(lka_pair(x, local, dilated), mix.weight, mix.bias)

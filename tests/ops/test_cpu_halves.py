@@ -1,0 +1,119 @@
+"""The C++ operators on bfloat16 and float16: everything is computed in float32 and rounded once, at the end."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ops.cases import FLOAT32, LAYOUTS, OPERATORS, Case, answers, assert_near, by_definition, by_operator, draw, truth
+from van.ops import native
+
+pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=f"no native library: {native.why_not()}")
+
+HALVES = [torch.bfloat16, torch.float16]
+SHAPES = [(1, 1, 1, 1), (2, 16, 7, 7), (3, 5, 13, 11), (1, 37, 1, 31), (1, 33, 29, 1), (17, 2, 5, 6), (2, 300, 5, 9),
+          (0, 3, 5, 5)]  # fmt: skip
+CASES = [
+    *(Case("depthwise", shape) for shape in SHAPES),
+    *(Case("depthwise", (2, 21, 13, 17), sides, 1) for sides in [(3, 3), (5, 5), (1, 7)]),
+    *(Case("lka_pair", shape) for shape in SHAPES),
+    *(Case("lka_pair", (2, 21, 13, 17), (3, 5), 2, sides) for sides in [(3, 3), (9, 1)]),
+    *(Case("depthwise_gelu", shape, (3, 3), 1) for shape in SHAPES),
+]
+SEEN = [Case("depthwise", (2, 21, 13, 17)), Case("lka_pair", (2, 21, 13, 17)),
+        Case("depthwise_gelu", (2, 21, 13, 17), (3, 3), 1)]  # fmt: skip
+
+
+def roundings(found: Tensor, wanted: Tensor) -> float:
+    """How far ``found`` is from ``wanted`` at most: 1 is half a unit in the last place of its dtype."""
+    if not wanted.numel():
+        return 0.0
+    form = torch.finfo(found.dtype)
+    half_a_unit = wanted.abs().clamp(min=form.smallest_normal) * form.eps / 2
+    in_float32 = FLOAT32 * max(1.0, wanted.abs().max().item())
+    return ((found.double() - wanted).abs() / (half_a_unit + in_float32)).max().item()
+
+
+@pytest.mark.parametrize("weight_dtype", ["float32", "half"])
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_answer_is_the_exact_one_rounded_once(case: Case, dtype: torch.dtype, weight_dtype: str):
+    """The exact one is that of float64 for the same rounded inputs."""
+    inputs = draw(case, dtype=dtype, weight_dtype=torch.float32 if weight_dtype == "float32" else dtype)
+    wanted = truth(case, inputs)
+    for name, tensor in answers(by_operator, case, inputs).items():
+        assert tensor.dtype == (dtype if name == "output" else inputs[name].dtype)
+        assert roundings(tensor, wanted[name]) <= 1, name
+
+
+@pytest.mark.parametrize("case", SEEN, ids=str)
+def test_gradients_of_float32_weights_are_not_rounded_at_all(case: Case):
+    inputs = draw(case, dtype=torch.bfloat16)
+    found, wanted = (
+        {name: tensor for name, tensor in all_of_them.items() if name not in ("output", "x")}
+        for all_of_them in (answers(by_operator, case, inputs), truth(case, inputs))
+    )
+    assert len(found) == (4 if case.operator == "lka_pair" else 2)
+    assert_near(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("case", SEEN[1:], ids=str)
+def test_a_rounding_between_the_steps_would_be_seen(case: Case, dtype: torch.dtype):
+    """The control: PyTorch's own steps round what lies between them, and are told apart, forward and backward."""
+    inputs = draw(case, dtype=dtype, weight_dtype=dtype)
+    wanted = truth(case, inputs)
+    step_by_step = answers(by_definition, case, inputs)
+    assert roundings(step_by_step["output"], wanted["output"]) > 1.3
+    assert roundings(step_by_step["x"], wanted["x"]) > 1.3
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("case", SEEN, ids=str)
+def test_float32_weights_are_not_rounded_first(case: Case, dtype: torch.dtype):
+    """Another control: with the weights rounded to half first, the answers are outside."""
+    inputs = draw(case, dtype=dtype)
+    wanted = truth(case, inputs)
+    rounded = {name: tensor if name == "x" else tensor.to(dtype).float() for name, tensor in inputs.items()}
+    assert roundings(answers(by_operator, case, rounded)["output"], wanted["output"]) > 1.3
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@settings(max_examples=80, deadline=None)
+@given(
+    shape=st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(1, 20), st.integers(1, 20)),
+    sides=st.one_of(st.just((3, 3)), st.tuples(st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 3, 5, 7]))),
+    dilation=st.integers(1, 4),
+    dtypes=st.tuples(st.sampled_from(HALVES), st.sampled_from([torch.float32, *HALVES])),
+    layout=st.sampled_from(LAYOUTS),
+    with_bias=st.booleans(),
+)
+def test_any_size_is_rounded_once(operator, shape, sides, dilation, dtypes, layout, with_bias):
+    case = Case(operator, shape, sides, 1 if operator == "depthwise_gelu" else dilation, (3, 5))
+    inputs = draw(case, dtype=dtypes[0], weight_dtype=dtypes[1], layout=layout, with_bias=with_bias)
+    wanted = truth(case, inputs)
+    for name, tensor in answers(by_operator, case, inputs).items():
+        assert roundings(tensor, wanted[name]) <= 1, name
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_ties_go_to_the_even_neighbour_and_what_is_too_large_to_infinity(dtype: torch.dtype):
+    """Sums that float32 holds exactly, on the border between two halves, as PyTorch rounds them."""
+    form = torch.finfo(dtype)
+    steps = torch.tensor([0.5, 1.5, 2.5, 3.5, 0.25, 0.75, -0.5, -1.5, -2.5], dtype=torch.float32)
+    biases = torch.cat([1 + steps * form.eps, torch.tensor([form.max * 1.01, -form.max * 1.01, torch.inf, -0.0])])
+    x = torch.zeros(1, len(biases), 2, 3, dtype=dtype)
+    found = torch.ops.van.depthwise(x, torch.zeros(len(biases), 1, 3, 3), biases, 1)
+    assert found[0, :, 1, 2].equal(biases.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_nan_stays_where_the_kernel_meets_it(dtype: torch.dtype):
+    x = torch.ones(1, 19, 7, 8, dtype=dtype)
+    x[0, 17, 3, 4] = torch.nan
+    found = torch.ops.van.depthwise(x, torch.ones(19, 1, 3, 3), None, 1)
+    lost = found.isnan().nonzero()
+    assert len(lost) == 9
+    assert lost.min(0).values.tolist() == [0, 17, 2, 3]
+    assert lost.max(0).values.tolist() == [0, 17, 4, 5]
