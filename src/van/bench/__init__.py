@@ -1,1 +1,1 @@
-"""Measuring: operators side by side in one run, each checked before its speed is told."""
+"""Measuring: operators and whole networks side by side in one run, each checked before its speed is told."""
