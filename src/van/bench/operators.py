@@ -1,7 +1,8 @@
 """The operators of VAN on every backend, at the shapes of its four stages.
 
 Each backend is first compared with the definition in float64, forward and backward; one that is
-wrong gets no speed. Shapes: (N, C, H, W) in channels_last, float32, kernels of VAN (5x5, 7x7 by 3, 3x3).
+wrong gets no speed. Each timed call follows an untimed one of its own: in a network, too, the layer before has just
+written what an operator reads. Shapes: (N, C, H, W) in channels_last, float32, kernels of VAN (5x5, 7x7 by 3, 3x3).
 """
 
 import dataclasses
@@ -112,7 +113,7 @@ def _measure_on(name: str, given: "_Given", rounds: int, peak_flops_per_s: float
             for backend, error in errors.items()
             if error <= TOLERANCE
         }
-        times = interleaved(calls, rounds=rounds, synchronise=synchroniser(x.device))
+        times = interleaved(calls, rounds=rounds, untimed=1, synchronise=synchroniser(x.device))
         for backend, verdict in verdicts.items():
             time, base = times.get(backend), times.get("reference")
             wrong = backend in errors and time is None

@@ -157,7 +157,7 @@ def depthwise(x: Tensor, kernel: Kernel) -> Tensor:
         return reference.depthwise(x, kernel)
     if backend == "phases":
         return phases.depthwise_by_phases(x, kernel)
-    return operators.depthwise(_as_autocast_wants(x), *kernel)
+    return operators.serve_depthwise(_as_autocast_wants(x), *kernel)
 
 
 def lka_pair(x: Tensor, local: Kernel, dilated: Kernel) -> Tensor:
@@ -175,7 +175,7 @@ def lka_pair(x: Tensor, local: Kernel, dilated: Kernel) -> Tensor:
         return phases.lka_pair_by_phases(x, local, dilated)
     if local.dilation != 1:
         return depthwise(depthwise(x, local), dilated)
-    return operators.lka_pair(_as_autocast_wants(x), local.weight, local.bias, *dilated)
+    return operators.serve_lka_pair(_as_autocast_wants(x), local.weight, local.bias, *dilated)
 
 
 def depthwise_gelu(x: Tensor, kernel: Kernel) -> Tensor:
@@ -189,7 +189,7 @@ def depthwise_gelu(x: Tensor, kernel: Kernel) -> Tensor:
     plain = wanted_backend() == "phases"  # which is PyTorch's own convolution where nothing is dilated
     if plain or kernel.dilation != 1 or _backend_for(x, kernel) in ("phases", "reference"):
         return F.gelu(depthwise(x, kernel) if kernel.dilation != 1 else reference.depthwise(x, kernel))
-    return operators.depthwise_gelu(_as_autocast_wants(x), kernel.weight, kernel.bias)
+    return operators.serve_depthwise_gelu(_as_autocast_wants(x), kernel.weight, kernel.bias)
 
 
 def large_kernel_attention(x: Tensor, local: Kernel, dilated: Kernel, mix: Kernel) -> Tensor:
@@ -207,7 +207,8 @@ def large_kernel_attention(x: Tensor, local: Kernel, dilated: Kernel, mix: Kerne
 def _backend_for(x: Tensor, *kernels: Kernel) -> str:
     wanted = wanted_backend()
     if wanted == "auto":
-        return next(name for name in BACKENDS if can_run(name, x, *kernels).ok)
+        first = 0 if x.is_cuda or operators.triton_asked_for() else 1  # Triton need not be asked about a CPU
+        return next(name for name in BACKENDS[first:] if can_run(name, x, *kernels).ok)
     verdict = can_run(wanted, x, *kernels)
     if not verdict.ok:
         raise UsageError(f"the {wanted!r} backend cannot serve x {tuple(x.shape)}: {verdict.reason}")

@@ -32,7 +32,20 @@ def _code_for(x: Tensor) -> ModuleType:
     return triton if x.is_cuda or triton_asked_for() else cpu
 
 
-@torch.library.custom_op("van::depthwise", mutates_args=())
+_PLAIN_FUNCTIONS: dict[Any, Callable[..., Any]] = {}
+"""What each operator computes, without PyTorch's dispatcher before it."""
+
+
+def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
+    def register(function: Callable[..., Any]) -> Any:
+        operator = torch.library.custom_op(f"van::{name}", mutates_args=())(function)
+        _PLAIN_FUNCTIONS[operator] = function
+        return operator
+
+    return register
+
+
+@_operator("depthwise")
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
     """Convolve every channel with its own kernel, whose taps are ``dilation`` pixels apart, keeping the size.
 
@@ -43,7 +56,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> 
     return _code_for(x).depthwise(x, weight, bias, dilation)
 
 
-@torch.library.custom_op("van::depthwise_backward", mutates_args=())
+@_operator("depthwise_backward")
 def depthwise_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +65,7 @@ def depthwise_backward(
     return _code_for(x).depthwise_backward(gradient, x, weight, dilation)
 
 
-@torch.library.custom_op("van::lka_pair", mutates_args=())
+@_operator("lka_pair")
 def lka_pair(
     x: Tensor,
     local_weight: Tensor,
@@ -71,7 +84,7 @@ def lka_pair(
     return _code_for(x).lka_pair(x, local_weight, local_bias, dilated_weight, dilated_bias, dilation)
 
 
-@torch.library.custom_op("van::lka_pair_backward", mutates_args=())
+@_operator("lka_pair_backward")
 def lka_pair_backward(
     gradient: Tensor,
     x: Tensor,
@@ -86,7 +99,7 @@ def lka_pair_backward(
     return _code_for(x).lka_pair_backward(gradient, x, local_weight, local_bias, dilated_weight, dilation)
 
 
-@torch.library.custom_op("van::depthwise_gelu", mutates_args=())
+@_operator("depthwise_gelu")
 def depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """GELU (the exact one) of an undilated depth-wise convolution, in one pass over memory.
 
@@ -97,7 +110,7 @@ def depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _code_for(x).depthwise_gelu(x, weight, bias)
 
 
-@torch.library.custom_op("van::depthwise_gelu_backward", mutates_args=())
+@_operator("depthwise_gelu_backward")
 def depthwise_gelu_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -223,6 +236,45 @@ def _tell_pytorch(operator: Any, backward: Any, definition: Callable[..., Tensor
         each.register_vmap(functools.partial(_one_by_one, each))
 
 
+def _short_cut(operator: Any, backward: Any) -> Callable[..., Tensor]:
+    """The operator for plain tensors in eager mode, past PyTorch's dispatcher, which costs as much as a small map.
+
+    Where anything else is going on, a compiler, a tensor of another class or a mode that watches operators, the
+    registered operator serves.
+    """
+    compute, compute_backward = _PLAIN_FUNCTIONS[operator], _PLAIN_FUNCTIONS[backward]
+
+    class Eager(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Tensor:
+            _keep(ctx, inputs, None)
+            return compute(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+            inputs = _kept(ctx)
+            by = backward if torch.is_grad_enabled() else compute_backward  # gradients of gradients need a graph
+            return _only_for_tensors(inputs, by(*gradients, *inputs))
+
+    def serve(*inputs: Any) -> Tensor:
+        tensors = [value for value in inputs if value is not None and not isinstance(value, int)]
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._len_torch_dispatch_stack()
+            or not all(type(tensor) in _PLAIN for tensor in tensors)
+        ):
+            return operator(*inputs)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            return Eager.apply(*inputs)
+        return compute(*inputs)
+
+    return serve
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 _tell_pytorch(depthwise, depthwise_backward, _of_depthwise)
 _tell_pytorch(lka_pair, lka_pair_backward, _of_pair)
 _tell_pytorch(depthwise_gelu, depthwise_gelu_backward, _of_gelu)
+serve_depthwise = _short_cut(depthwise, depthwise_backward)
+serve_lka_pair = _short_cut(lka_pair, lka_pair_backward)
+serve_depthwise_gelu = _short_cut(depthwise_gelu, depthwise_gelu_backward)
