@@ -50,14 +50,26 @@ def test_what_follows_is_fused_in():
     assert (frozen(x, plus=other) - conv(x)).abs().max() > 0.1
 
 
-def test_one_layout_of_the_weight_serves_every_size():
+def test_sizes_that_come_in_turn_are_served():
     conv, frozen = made(16, 32)
     for shape in [(1, 16, 7, 7), (16, 16, 28, 28), (2, 16, 1, 3), (1, 16, 7, 7)]:
         assert_near(frozen(picture(*shape)), conv(picture(*shape)))
+        assert len(frozen._packed) <= 2
+
+
+def test_two_sizes_keep_a_layout_each():
+    """A layout made for another batch size is put in order again in every call, which takes longer than convolving."""
+    _, frozen = made(16, 32)
+    for shape in [(1, 16, 7, 7), (16, 16, 7, 7)]:
+        frozen(picture(*shape))
+    kept = [blocks for _, blocks in frozen._packed]
+    frozen(picture(1, 16, 7, 7))
+    assert len(kept) == 2
+    assert all(blocks is before for (_, blocks), before in zip(frozen._packed, kept, strict=True))
 
 
 def is_packed(frozen: FrozenConv2d) -> bool:
-    return frozen._packed is not None
+    return bool(frozen._packed)
 
 
 def test_the_fast_way_is_taken_and_only_where_it_may_be():

@@ -18,7 +18,7 @@ from van.ops import plain_operators_wanted
 class FrozenConv2d(nn.Conv2d):
     """A ``Conv2d`` without gradients of its own; its answers are those of the plain one up to rounding."""
 
-    _packed: tuple[tuple[Any, ...], Tensor] | None = None
+    _packed: tuple[tuple[tuple[Any, ...], Tensor], ...] = ()
 
     @classmethod
     def of(cls, conv: nn.Conv2d, weight: Tensor | None = None, bias: Tensor | None = None) -> "FrozenConv2d":
@@ -68,14 +68,16 @@ class FrozenConv2d(nn.Conv2d):
         )
 
     def _weight_for(self, x: Tensor) -> Tensor:
-        """The weight in oneDNN's blocks; made at the first call and whenever the weight has changed."""
+        """The weight in the blocks that oneDNN wants for this shape; the layouts of the last two shapes are kept."""
         version = 0 if self.weight.is_inference() else self.weight._version
-        key = (self.weight.data_ptr(), version)
-        if self._packed is None or self._packed[0] != key:
-            place = (self.padding, self.stride, self.dilation, self.groups)
-            blocks = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *place, list(x.shape))
-            self._packed = (key, blocks)
-        return self._packed[1]
+        key = (self.weight.data_ptr(), version, x.shape)
+        for known, blocks in self._packed:
+            if known == key:
+                return blocks
+        place = (self.padding, self.stride, self.dilation, self.groups)
+        blocks = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *place, list(x.shape))
+        self._packed = ((key, blocks), *(old for old in self._packed[:1] if old[0][:2] == key[:2]))
+        return blocks
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the blocks, which can be neither copied nor written, and are soon made again."""
