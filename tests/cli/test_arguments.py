@@ -11,7 +11,7 @@ from van.recipes import RECIPES
 HELPFUL = (
     [[verb] for verb in VERBS]
     + [["train", recipe] for recipe in RECIPES]
-    + [["data", "digits"], ["bench", "ops"], ["bench", "models"]]
+    + [["data", "digits"], ["data", "digit-scenes"], ["bench", "ops"], ["bench", "models"]]
 )
 
 
@@ -79,6 +79,9 @@ BAD = {
     "data": (2, "usage: van data SET"),
     "data letters --out x": (2, "there is no set 'letters'; known: digits"),
     "data digits": (2, "--out"),
+    "data digit-scenes": (2, "--out"),
+    "data digit-scenes --out x --val 0": (2, "--val is 0; wanted at least 1"),
+    "data digit-scenes --out x --size-px 8": (2, "--size-px is 8; wanted at least 32"),
     "bench nets": (2, "there is no subject 'nets'"),
     "bench models --models van_b9": (2, "van_b9"),
     "bench models --ways tensorrt": (2, "tensorrt"),

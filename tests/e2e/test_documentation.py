@@ -119,7 +119,10 @@ def run(command: str, environment: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_of_a_page_runs_in_its_order(page: str, workplace: Path, hub_environment: dict[str, str]):
+def test_every_command_of_a_page_runs_in_its_order(
+    page: str, workplace: Path, hub_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("van.bench.cases.RESOLUTIONS_PX", (224, 256))  # float64 at 1024 px would take minutes
     for command in commands(page):
         run(command, hub_environment)
 

@@ -19,7 +19,7 @@ VERBS = {
     "predict": "say what is in pictures",
     "models": "list the networks, their sizes and their public weights",
     "convert": "turn any public VAN weights into a checkpoint of this package",
-    "data": "write the embedded digits out as picture files",
+    "data": "write an embedded set out as files: digits, or scenes of them",
     "bench": "measure operators and whole networks side by side, each checked first",
     "design": "find the best dilation for a kernel size, and what it costs",
 }

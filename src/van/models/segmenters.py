@@ -183,6 +183,7 @@ def create_segmenter(model: str, *, head: str, num_classes: int, **options: Any)
     """
     if model not in VARIANTS:
         raise UsageError(f"there is no {model!r} to build on; known: {', '.join(VARIANTS)}")
-    backbone = timm.create_model(model, num_classes=0, **{"norm_eps": 1e-5, **options})
+    with_eps: dict[str, Any] = {"norm_eps": 1e-5, **options}
+    backbone = timm.create_model(model, num_classes=0, **with_eps)
     assert isinstance(backbone, VAN)
     return Segmenter(backbone, head=head, num_classes=num_classes)
