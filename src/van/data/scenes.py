@@ -76,7 +76,7 @@ def _scene(digits: Sequence[Item], size_px: int, random: np.random.Generator) ->
     canvas = _ground(size_px, random)
     things: list[tuple[Thing, int]] = []
     for _ in range(random.integers(1, _MOST_DIGITS + 1)):
-        digit = digits[random.integers(len(digits))]
+        digit = digits[int(random.integers(len(digits)))]
         ink = _placed(digit, size_px, random)
         mask = ink > _INK
         if not mask.any():
