@@ -173,3 +173,20 @@ def test_an_onnx_file_gets_plain_convolutions():
     kinds = [node.op_type for node in program.model.graph]
     assert kinds.count("Conv") == 4
     assert {node.domain for node in program.model.graph} == {""}
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_of_gradients_come_through_the_short_cut_of_eager_mode(create_graph):
+    """The public functions pass PyTorch's dispatcher by; what they leave behind must still be differentiable."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(2, 5, 9, 8), torch.randn(5, 1, 3, 3) / 3, torch.randn(5)]
+
+    def second(dtype, backend):
+        x, weight, bias = (tensor.to(dtype).requires_grad_() for tensor in tensors)
+        with use_backend(backend):
+            out = depthwise_gelu(x, Kernel(weight, bias)).square().sum()
+            (first,) = torch.autograd.grad(out, x, create_graph=True)
+            return torch.autograd.grad(first.square().sum(), (x, weight, bias), create_graph=create_graph)
+
+    for found, right in zip(second(torch.float32, "auto"), second(torch.float64, "reference"), strict=True):
+        assert (found.double() - right).abs().max() < 1e-4 * right.abs().max()

@@ -198,9 +198,10 @@ def _second_gradients(definition: Callable[..., Tensor], ctx: Any, *by: Tensor |
 
 
 def _wanting_gradients(value: Any) -> Any:
-    if not isinstance(value, Tensor) or value.requires_grad:
+    """A view of a tensor: the gradient may itself depend on x, but a view is reached through the operator alone."""
+    if not isinstance(value, Tensor):
         return value
-    return value.detach().requires_grad_()
+    return value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
 
 
 def _one_by_one(operator: Any, info: Any, in_dims: tuple, *inputs: Any) -> tuple[Any, Any]:
