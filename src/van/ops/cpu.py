@@ -25,7 +25,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> 
         out = F.conv2d(pixels, weight.float(), _floats_if_any(bias), padding=padding, groups=weight.shape[0])
         return _like(x, out)
     out, kernel, shift = torch.empty_like(pixels), _floats(weight), _floats_if_any(bias)
-    native.library().van_depthwise(_numbers(pixels, (weight, dilation)), *_addresses(pixels, kernel, shift, out))
+    native.loaded().van_depthwise(_numbers(pixels, (weight, dilation)), *_addresses(pixels, kernel, shift, out))
     return _like(x, out)
 
 
@@ -33,7 +33,7 @@ def depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor, dilation: in
     """The gradients of ``depthwise`` by x, weight and bias; weight and bias in the dtype of ``weight``."""
     pixels, given, kernel = _pixels(x), _pixels(gradient).to(x.dtype), _floats(weight)
     of_x, of_weight, of_bias = torch.empty_like(pixels), torch.empty_like(kernel), kernel.new_empty(kernel.shape[0])
-    native.library().van_depthwise_backward(
+    native.loaded().van_depthwise_backward(
         _numbers(pixels, (weight, dilation)),
         _groups(x),
         *_addresses(given, pixels, kernel, of_x, of_weight, of_bias),
@@ -54,7 +54,7 @@ def lka_pair(
     out = torch.empty_like(pixels)
     kernels = [_floats_if_any(tensor) for tensor in (local_weight, local_bias, dilated_weight, dilated_bias)]
     numbers = _numbers(pixels, (local_weight, 1), (dilated_weight, dilation))
-    native.library().van_pair(numbers, *_addresses(pixels, *kernels, out))
+    native.loaded().van_pair(numbers, *_addresses(pixels, *kernels, out))
     return _like(x, out)
 
 
@@ -72,7 +72,7 @@ def lka_pair_backward(
     of_x, channels = torch.empty_like(pixels), x.shape[1]
     of_local, of_dilated = torch.empty_like(local), torch.empty_like(dilated)
     of_local_bias, of_dilated_bias = local.new_empty(channels), local.new_empty(channels)
-    native.library().van_pair_backward(
+    native.loaded().van_pair_backward(
         _numbers(pixels, (local_weight, 1), (dilated_weight, dilation)),
         _groups(x),
         *_addresses(given, pixels, local, shift, dilated, of_x, of_local, of_local_bias, of_dilated, of_dilated_bias),
@@ -87,7 +87,7 @@ def depthwise_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.gelu(depthwise(x.float(), weight, bias, 1)).to(x.dtype)
     pixels = _pixels(x)
     out, kernel, shift = torch.empty_like(pixels), _floats(weight), _floats_if_any(bias)
-    native.library().van_gelu(_numbers(pixels, (weight, 1)), *_addresses(pixels, kernel, shift, out))
+    native.loaded().van_gelu(_numbers(pixels, (weight, 1)), *_addresses(pixels, kernel, shift, out))
     return _like(x, out)
 
 
@@ -101,7 +101,7 @@ def depthwise_gelu_backward(gradient: Tensor, x: Tensor, weight: Tensor, bias: T
     pixels, given = _pixels(x), _pixels(gradient).to(x.dtype)
     kernel, shift = _floats(weight), _floats_if_any(bias)
     of_x, of_weight, of_bias = torch.empty_like(pixels), torch.empty_like(kernel), kernel.new_empty(kernel.shape[0])
-    native.library().van_gelu_backward(
+    native.loaded().van_gelu_backward(
         _numbers(pixels, (weight, 1)),
         *_addresses(given, pixels, kernel, shift, of_x, of_weight, of_bias),
     )

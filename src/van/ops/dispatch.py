@@ -186,9 +186,10 @@ def depthwise_gelu(x: Tensor, kernel: Kernel) -> Tensor:
         UsageError: the backend asked for by name cannot serve this call.
     """
     check_kernels(x, kernel=kernel)
-    plain = wanted_backend() == "phases"  # which is PyTorch's own convolution where nothing is dilated
-    if plain or kernel.dilation != 1 or _backend_for(x, kernel) in ("phases", "reference"):
-        return F.gelu(depthwise(x, kernel) if kernel.dilation != 1 else reference.depthwise(x, kernel))
+    if kernel.dilation != 1:
+        return F.gelu(depthwise(x, kernel))
+    if wanted_backend() == "phases" or _backend_for(x, kernel) == "reference":  # undilated, the phases are one
+        return reference.depthwise_gelu(x, kernel)
     return operators.serve_depthwise_gelu(_as_autocast_wants(x), kernel.weight, kernel.bias)
 
 

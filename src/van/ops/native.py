@@ -51,7 +51,7 @@ def why_not() -> str | None:
     return found if isinstance(found, str) else None
 
 
-def library() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
     """The library; only where ``why_not()`` is None."""
     found = _library()
     if isinstance(found, str):
@@ -62,7 +62,7 @@ def library() -> ctypes.CDLL:
 def multiply_adds(count: int) -> float:
     """Keep the multiply-add units of every thread busy ``count`` rounds; returns the operations done, two for each."""
     numbers = (ctypes.c_float * 3)(0.999, 0.001, 0.0)
-    return library().van_multiply_adds(count, numbers)
+    return loaded().van_multiply_adds(count, numbers)
 
 
 def cache_folder() -> Path:
@@ -92,15 +92,15 @@ def instructions() -> str:
 @functools.cache
 def _library() -> ctypes.CDLL | str:
     try:
-        loaded = ctypes.CDLL(str(_build()))
+        library = ctypes.CDLL(str(_build()))
     except (_Unavailable, OSError) as error:
         _logger.warning("LKA runs on PyTorch's convolutions, without its own fast ones: %s", error)
         return str(error)
     for name, arguments in _SIGNATURES.items():
-        function = getattr(loaded, name)
+        function = getattr(library, name)
         function.argtypes, function.restype = arguments, None
-    loaded.van_multiply_adds.restype = ctypes.c_double
-    return loaded
+    library.van_multiply_adds.restype = ctypes.c_double
+    return library
 
 
 def _build() -> Path:
