@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from van.checkpoint import HEADER, VERSION, Checkpoint, is_checkpoint, load_checkpoint
 from van.errors import CheckpointError, TruncatedFile
-from van.preprocess import IMAGENET_MEAN, Preprocess
+from van.preprocess import IMAGENET_MEAN, Preprocess, WholePreprocess
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
@@ -116,6 +116,7 @@ def test_everything_beside_the_tensors_comes_back(tmp_path):
     saved = checkpoint(
         labels=("Katze", "犬", "", "a\nb", "\udce9"),  # the last is how an undecodable folder name reads
         model_options={"drop_path_rate": 0.1, "in_chans": 3},
+        task_options={"category_ids": [1, 7]},
         preprocess=Preprocess(size_px=97, crop_fraction=0.875, mean=IMAGENET_MEAN, interpolation="lanczos"),
         recipe={"epochs": 3, "warmup": None, "augment": {"mixup": 0.8}, "flags": [True, 1e-300]},
         metrics={"top1": 2 / 3, "loss": 0.1},
@@ -127,6 +128,12 @@ def test_everything_beside_the_tensors_comes_back(tmp_path):
     for field in dataclasses.fields(Checkpoint):
         if field.name != "state":
             assert getattr(loaded, field.name) == getattr(saved, field.name), field.name
+
+
+def test_the_rule_for_whole_pictures_comes_back_as_such(tmp_path):
+    rule = WholePreprocess(short_px=97, long_px=300, mean=IMAGENET_MEAN, interpolation="lanczos")
+    checkpoint(preprocess=rule).save(tmp_path / "a")
+    assert load_checkpoint(tmp_path / "a").preprocess == rule
 
 
 plain = st.recursive(
@@ -274,6 +281,17 @@ def test_an_entry_of_another_kind_is_named(tmp_path, name, value):
     del header[name]
     with pytest.raises(CheckpointError, match=f"{name} in its header is missing"):
         load_checkpoint(rewritten(tmp_path / "b", json.dumps(header)))
+
+
+def test_a_file_from_before_tasks_had_options_has_none(tmp_path):
+    checkpoint(task_options={"category_ids": [1]}).save(tmp_path / "a")
+    header = header_of(tmp_path / "a")
+    assert header["task_options"] == {"category_ids": [1]}
+    for value in (None, 3, "text", [1]):
+        with pytest.raises(CheckpointError, match=r"task_options in its header is .*; wanted a dict"):
+            load_checkpoint(rewritten(tmp_path / "b", json.dumps(header | {"task_options": value})))
+    del header["task_options"]
+    assert load_checkpoint(rewritten(tmp_path / "b", json.dumps(header))).task_options == {}
 
 
 @pytest.mark.parametrize("extra", [{"surprise": 1}, {"state": {}}, {"training": {}}, {"self": 1}])

@@ -14,7 +14,7 @@ from timm.data import create_transform
 
 from van.errors import ShapeError
 from van.pictures import read_picture
-from van.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, to_tensor
+from van.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, WholePreprocess, read_preprocess, to_tensor
 
 SIZES = [
     (53, 37),
@@ -203,7 +203,7 @@ def test_a_header_with_other_names_is_refused_rather_than_filled_up(change):
     if change == {"size_px": None}:
         del values["size_px"]
     with pytest.raises(
-        ShapeError, match=r"preprocess holds .*; wanted size_px, crop_fraction, interpolation, mean, std"
+        ShapeError, match=r"preprocess holds .*; wanted interpolation, mean, std, size_px, crop_fraction"
     ):
         Preprocess.from_dict(values)
 
@@ -241,3 +241,48 @@ def test_a_timm_config_that_this_rule_cannot_follow_is_refused(change, message):
 def test_a_timm_config_without_its_rule_is_refused():
     with pytest.raises(ShapeError, match="lacks crop_pct, std"):
         Preprocess.from_timm({name: value for name, value in TIMM.items() if name not in ("crop_pct", "std")})
+
+
+@given(rows=st.integers(1, 3000), columns=st.integers(1, 3000), short=st.integers(1, 900), more=st.integers(0, 900))
+def test_a_whole_picture_fills_one_of_its_two_bounds_and_exceeds_none(rows, columns, short, more):
+    seen = WholePreprocess(short_px=short, long_px=short + more).seen((rows, columns))
+    assert min(seen) <= short
+    assert max(seen) <= short + more
+    assert min(seen) == short or max(seen) == short + more
+    exact = min(short / min(rows, columns), (short + more) / max(rows, columns))
+    assert all(abs(got - max(1, side * exact)) <= 0.5 for got, side in zip(seen, (rows, columns), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("size", "seen"), [((1, 1), (800, 800)), ((10_000, 100), (1333, 13)), ((480, 640), (800, 1067))]
+)
+def test_whole_pictures_of_any_shape_become_tensors_of_the_size_foretold(size, seen):
+    rule = WholePreprocess()
+    assert rule.seen(size) == seen
+    assert rule(Image.new("RGB", size[::-1], "white")).shape == (3, *seen)
+
+
+def test_a_whole_picture_is_resized_then_scaled_then_normalised():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    rule = WholePreprocess(short_px=10, long_px=99, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    pixels = np.asarray(picture.resize((15, 10), Image.Resampling.BILINEAR)) / 255.0
+    wanted = (pixels - (0.1, 0.2, 0.3)) / (0.5, 0.6, 0.7)
+    np.testing.assert_allclose(rule(picture).numpy(), wanted.transpose(2, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rule", [Preprocess(size_px=96), WholePreprocess(short_px=512, long_px=2048, mean=(0.4, 0.5, 0.6))]
+)
+def test_each_rule_comes_back_from_its_plain_values(rule):
+    assert read_preprocess(json.loads(json.dumps(rule.to_dict()))) == rule
+
+
+@pytest.mark.parametrize(("name", "value"), [("short_px", 0), ("long_px", 12.5), ("long_px", 100), ("mean", (1, 2))])
+def test_a_bad_setting_of_a_whole_picture_is_named(name, value):
+    with pytest.raises(ShapeError, match=f"^{name} is "):
+        WholePreprocess(**{name: value})
+
+
+def test_a_picture_without_pixels_is_refused_whole_too():
+    with pytest.raises(ShapeError, match="5x0 has no pixels"):
+        WholePreprocess().seen((0, 5))

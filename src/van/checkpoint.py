@@ -23,16 +23,18 @@ import torch
 from torch import Tensor
 
 from van.errors import CheckpointError, TruncatedFile, VanError
-from van.preprocess import Preprocess
+from van.preprocess import Preprocess, WholePreprocess, read_preprocess
 
 HEADER = "van"
 VERSION = 1
 _TRAINING = "training/"
 _KINDS = {
     "task": str, "model": str, "labels": list, "preprocess": dict, "model_options": dict, "recipe": dict,
-    "metrics": dict, "source": str, "training_state": dict,
+    "metrics": dict, "source": str, "training_state": dict, "task_options": dict,
 }  # fmt: skip
 """What each entry of the header is in JSON."""
+_LATER: dict[str, Any] = {"task_options": {}}
+"""Entries that files of this version did not always have, and what their absence means."""
 
 _ABANDONED_S = 3600
 """A half-written file that nobody has touched for so long belongs to a process that is gone."""
@@ -43,9 +45,10 @@ class Checkpoint:
     """A trained network with everything that must not be separated from it.
 
     Args:
-        task: ``classify``, ...
+        task: ``classify``, ``segment``, ``detect``, ...
         model: a timm model name.
-        model_options: keyword arguments of the model beside ``num_classes``.
+        model_options: keyword arguments of the model beside ``num_classes``; with ``head``, those of the dense network.
+        task_options: plain values that make the task again, with the labels.
         labels: class names, in the order of the outputs.
         preprocess: how pictures become tensors.
         state: the model's tensors.
@@ -59,9 +62,10 @@ class Checkpoint:
     task: str
     model: str
     labels: tuple[str, ...]
-    preprocess: Preprocess
+    preprocess: Preprocess | WholePreprocess
     state: Mapping[str, Tensor]
     model_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    task_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     source: str = ""
@@ -151,6 +155,7 @@ def _from_header(path: Path, header: Any, tensors: Mapping[str, Tensor]) -> Chec
     version = header.pop("version", None)
     if version != VERSION:
         raise CheckpointError(f"{path} is of version {version!r}, this package reads {VERSION}; update the package")
+    header = {**_LATER, **header}
     for name, kind in _KINDS.items():
         if not isinstance(header.get(name), kind):
             seen = repr(header[name])[:60] if name in header else "missing"
@@ -160,7 +165,7 @@ def _from_header(path: Path, header: Any, tensors: Mapping[str, Tensor]) -> Chec
         raise CheckpointError(f"{path}: labels in its header must all be strings")
     try:
         return Checkpoint(
-            preprocess=Preprocess.from_dict(header.pop("preprocess")),
+            preprocess=read_preprocess(header.pop("preprocess")),
             **header,
             labels=labels,
             state={name: tensor for name, tensor in tensors.items() if not name.startswith(_TRAINING)},

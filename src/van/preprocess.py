@@ -1,13 +1,15 @@
 """THE picture -> tensor rule: one frozen object that trains, evaluates, exports and serves.
 
 It travels inside every checkpoint, because the usual bug in this field is two resizes.
-Shapes: a picture is H x W RGB; a tensor is (3, size_px, size_px), float32.
+Classification looks at a square from the middle (``Preprocess``); detection and segmentation look at
+the whole picture (``WholePreprocess``).
+Shapes: a picture is H x W RGB; a tensor is (3, size_px, size_px), or (3, h, w) of a whole picture, float32.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from PIL import Image
@@ -27,7 +29,48 @@ _MAX_ASPECT = 16.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Preprocess:
+class _Colours:
+    """What both rules do to colours, and how they check and store themselves."""
+
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, float, float] = HALF
+    std: tuple[float, float, float] = HALF
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in get_args(Interpolation):
+            known = ", ".join(get_args(Interpolation))
+            raise ShapeError(f"interpolation is {self.interpolation!r}; known: {known}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if not isinstance(values, tuple) or len(values) != 3 or not all(map(_is_finite, values)):
+                raise ShapeError(f"{name} is {values!r}; wanted three finite numbers, for red, green and blue")
+        if min(self.std) <= 0:
+            raise ShapeError(f"std is {self.std}; wanted three positive numbers")
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """(..., 3, H, W) on the scale of [0, 1] to what the network reads."""
+        mean, std = (torch.tensor(v, dtype=pictures.dtype, device=pictures.device) for v in (self.mean, self.std))
+        return (pictures - mean[:, None, None]) / std[:, None, None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint's header."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The object that ``to_dict`` came from.
+
+        Raises:
+            ShapeError: a value or a name does not belong, or a name is missing: no default is right by chance.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        if set(values) != set(known):
+            raise ShapeError(f"preprocess holds {', '.join(map(str, values)) or 'nothing'}; wanted {', '.join(known)}")
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocess(_Colours):
     """Resize the shorter side, crop the middle, scale to [0, 1], normalise.
 
     The defaults are the released VAN's: 248 -> 224 bicubic, mean and deviation 0.5.
@@ -41,23 +84,12 @@ class Preprocess:
 
     size_px: int = 224
     crop_fraction: float = 0.9
-    interpolation: Interpolation = "bicubic"
-    mean: tuple[float, float, float] = HALF
-    std: tuple[float, float, float] = HALF
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size_px, int) or self.size_px < 1:
-            raise ShapeError(f"size_px is {self.size_px!r}; wanted a whole number, at least 1")
+        _want_pixels("size_px", self.size_px)
         if not _is_finite(self.crop_fraction) or not 0 < self.crop_fraction <= 1:
             raise ShapeError(f"crop_fraction is {self.crop_fraction!r}; wanted more than 0 and at most 1")
-        if self.interpolation not in get_args(Interpolation):
-            known = ", ".join(get_args(Interpolation))
-            raise ShapeError(f"interpolation is {self.interpolation!r}; known: {known}")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if not isinstance(values, tuple) or len(values) != 3 or not all(map(_is_finite, values)):
-                raise ShapeError(f"{name} is {values!r}; wanted three finite numbers, for red, green and blue")
-        if min(self.std) <= 0:
-            raise ShapeError(f"std is {self.std}; wanted three positive numbers")
+        super().__post_init__()
 
     @property
     def resize_px(self) -> int:
@@ -81,31 +113,9 @@ class Preprocess:
         left, top = round((width - self.size_px) / 2), round((height - self.size_px) / 2)
         return picture.crop((left, top, left + self.size_px, top + self.size_px))
 
-    def normalise(self, pictures: Tensor) -> Tensor:
-        """(..., 3, H, W) on the scale of [0, 1] to what the network reads."""
-        mean, std = (torch.tensor(v, dtype=pictures.dtype, device=pictures.device) for v in (self.mean, self.std))
-        return (pictures - mean[:, None, None]) / std[:, None, None]
-
     def __call__(self, picture: Image.Image) -> Tensor:
         """A picture of any size to (3, size_px, size_px), float32."""
         return self.normalise(to_tensor(self.crop(picture)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint's header."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
-        """The object that ``to_dict`` came from.
-
-        Raises:
-            ShapeError: a value or a name does not belong, or a name is missing: no default is right by chance.
-        """
-        known = [field.name for field in dataclasses.fields(cls)]
-        if set(values) != set(known):
-            raise ShapeError(f"preprocess holds {', '.join(map(str, values)) or 'nothing'}; wanted {', '.join(known)}")
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**plain)
 
     @classmethod
     def from_timm(cls, config: Mapping[str, Any]) -> "Preprocess":
@@ -131,6 +141,63 @@ class Preprocess:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WholePreprocess(_Colours):
+    """Resize the whole picture, its aspect kept, scale to [0, 1], normalise.
+
+    Args:
+        short_px: its shorter side afterwards,
+        long_px: unless the longer one would exceed this.
+        interpolation: of the resize, with antialiasing.
+        mean, std: per channel, on the scale of [0, 1].
+    """
+
+    interpolation: Interpolation = "bilinear"
+    short_px: int = 800
+    long_px: int = 1333
+
+    def __post_init__(self) -> None:
+        _want_pixels("short_px", self.short_px)
+        _want_pixels("long_px", self.long_px)
+        if self.long_px < self.short_px:
+            raise ShapeError(f"long_px is {self.long_px} and short_px {self.short_px}; wanted at least as much")
+        super().__post_init__()
+
+    def seen(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns that the network sees of a picture with ``size`` rows and columns.
+
+        Raises:
+            ShapeError: the picture has no pixels.
+        """
+        if 0 in size:
+            raise ShapeError(f"a picture of {size[1]}x{size[0]} has no pixels")
+        factor = min(self.short_px / min(size), self.long_px / max(size))
+        rows, columns = (max(1, round(side * factor)) for side in size)
+        return rows, columns
+
+    def resize(self, picture: Image.Image) -> Image.Image:
+        """The RGB picture that the network sees."""
+        rows, columns = self.seen((picture.height, picture.width))
+        return to_rgb(picture).resize((columns, rows), Image.Resampling[self.interpolation.upper()])
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """A picture of any size to (3, rows, columns), float32."""
+        return self.normalise(to_tensor(self.resize(picture)))
+
+    def at_own_size(self, picture: Image.Image) -> Tensor:
+        """The same without the resize, for a network that sees the picture through a sliding window."""
+        return self.normalise(to_tensor(to_rgb(picture)))
+
+
+def read_preprocess(values: Mapping[str, Any]) -> Preprocess | WholePreprocess:
+    """The rule whose ``to_dict`` gave ``values``.
+
+    Raises:
+        ShapeError: see ``from_dict``.
+    """
+    return WholePreprocess.from_dict(values) if "short_px" in values else Preprocess.from_dict(values)
+
+
 def to_tensor(picture: Image.Image) -> Tensor:
     """An RGB picture to (3, H, W), float32 in [0, 1]."""
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
@@ -146,6 +213,11 @@ def _without_extreme_aspect(picture: Image.Image) -> Image.Image:
     width, height = (min(side, kept) for side in picture.size)
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))
+
+
+def _want_pixels(name: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ShapeError(f"{name} is {value!r}; wanted a whole number, at least 1")
 
 
 def _is_finite(value: object) -> bool:
