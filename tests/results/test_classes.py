@@ -10,7 +10,7 @@ from PIL import Image
 
 from van.errors import ShapeError
 from van.results import Classes, RankedClass
-from van.results.classes import one_line
+from van.results.drawing import one_line
 
 ANSWER = Classes(labels=("cat", "dog", "eel", "fox"), probabilities=(0.1, 0.6, 0.2, 0.1), name="a.png")
 LABELS = [

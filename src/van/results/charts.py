@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from van.errors import ShapeError
-from van.results.classes import one_line
+from van.results.drawing import one_line
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"
 _LABEL_CHARACTERS = 32

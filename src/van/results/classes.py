@@ -1,14 +1,13 @@
 """The answer of a classifier for one picture."""
 
 import dataclasses
-import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from van.errors import ShapeError
 from van.pictures import to_rgb
+from van.results.drawing import font, shortened
 
 _LEAST_WIDTH_PX = 240
 
@@ -66,7 +65,7 @@ class Classes:
         upper = to_rgb(picture).resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
         width = max(upper.width, _LEAST_WIDTH_PX)
         font_px = max(13, min(width // 24, upper.height // 6))
-        font = _font(font_px)
+        letters = font(font_px)
         row_px, edge_px = int(font_px * 1.7), font_px // 3
         best = self.top(k)
         sheet = Image.new("RGB", (width, upper.height + row_px * len(best) + edge_px), "white")
@@ -78,32 +77,8 @@ class Classes:
             bar = (0, top, round((width - 1) * min(ranked.probability, 1)), top + row_px - 3)
             draw.rectangle(bar, fill="#9ecae1" if row == 0 else "#deebf7")
             percent = f"{ranked.probability:.1%}"
-            room_px = width - draw.textlength(percent, font=font) - 4 * edge_px
-            draw.text((edge_px, middle), _shortened(ranked.label, room_px, font), fill="black", font=font, anchor="lm")
-            draw.text((width - edge_px, middle), percent, fill="black", font=font, anchor="rm")
+            room_px = width - draw.textlength(percent, font=letters) - 4 * edge_px
+            label = shortened(ranked.label, room_px, letters)
+            draw.text((edge_px, middle), label, fill="black", font=letters, anchor="lm")
+            draw.text((width - edge_px, middle), percent, fill="black", font=letters, anchor="rm")
         return sheet
-
-
-def one_line(text: str) -> str:
-    """``text`` without what no font can draw: line breaks, control characters, halves of characters."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
-
-
-def _shortened(label: str, room_px: float, font: ImageFont.FreeTypeFont) -> str:
-    """As much of ``label`` as fits, found by halving."""
-    label = one_line(label)
-    if len(label) < room_px and font.getlength(label) <= room_px:
-        return label
-    fits, too_long = 0, min(len(label), int(room_px)) + 1
-    while too_long - fits > 1:
-        middle = (fits + too_long) // 2
-        fits, too_long = (middle, too_long) if font.getlength(label[:middle] + "...") <= room_px else (fits, middle)
-    return label[:fits] + "..."
-
-
-@functools.lru_cache(maxsize=8)
-def _font(size_px: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and knows Greek, Cyrillic, Arabic and Hebrew beside Latin letters."""
-    import matplotlib  # a third of a second that only pictures need
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size_px)
