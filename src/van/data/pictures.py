@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image
-from torch import Tensor
 
 from van.errors import PictureError
 from van.pictures import read_picture, to_rgb
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Item(NamedTuple):
@@ -27,7 +29,7 @@ class PictureSet:
         transform: an RGB picture to a tensor (3, H, W): a ``Preprocess`` or a training augmentation.
     """
 
-    def __init__(self, items: Sequence[Item], transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(self, items: Sequence[Item], transform: "Callable[[Image.Image], Tensor]") -> None:
         self.items = list(items)
         self.transform = transform
 

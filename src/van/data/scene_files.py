@@ -24,7 +24,7 @@ from PIL import Image
 
 from van.data.digits import LABELS
 from van.data.scenes import Scene, digit_scenes
-from van.errors import UsageError
+from van.errors import DataError, UsageError
 
 PARTS = {"train": "training", "val": "validation"}
 """Our parts, and ade's words for them."""
@@ -44,7 +44,7 @@ def write_digit_scenes(
         MissingExtra: scikit-learn is not installed.
         UsageError: the folder already holds something or cannot be written, or a number is too small.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if _is_occupied(folder):
         raise UsageError(f"{folder} already holds something; choose a new folder for the scenes")
     things = {}
     try:
@@ -65,12 +65,35 @@ def write_digit_scenes(
     return things
 
 
+def find_or_write_digit_scenes(folder: Path, *, train: int, validation: int) -> None:
+    """See that scenes lie in ``folder``: those of an earlier run, as many as they are, or new ones.
+
+    Several processes may call this at once.
+
+    Raises:
+        DataError: the folder holds something else.
+        UsageError: see ``write_digit_scenes``.
+    """
+    if not _is_occupied(folder):
+        try:
+            write_digit_scenes(folder, train=train, validation=validation)
+        except UsageError:
+            if not _is_occupied(folder):  # else another process was faster
+                raise
+    if not (folder / "coco" / "annotations").is_dir() or not (folder / "ade" / "annotations").is_dir():
+        raise DataError(f"{folder} holds no digit scenes; name a new folder, or one that van data digit-scenes wrote")
+
+
 def run_lengths(mask: np.ndarray) -> dict[str, Any]:
     """A mask (rows, columns) as COCO's uncompressed run lengths: column by column, zeros first."""
     flat = mask.flatten(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     counts = np.diff([0, *changes, flat.size]).tolist()
     return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
+
+
+def _is_occupied(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def _write_part(whole: Path, part: str, scenes: Iterable[Scene]) -> int:

@@ -1,0 +1,44 @@
+"""What to measure a network on: the held-out part of a data set in any layout that its task reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from van.data.find import check_labels, read_part
+from van.data.folder import evaluation_items
+from van.data.marked_set import MarkedSet
+from van.data.marks import WANTED, Problems
+from van.data.pictures import PictureSet
+from van.errors import UsageError
+from van.preprocess import Preprocess, WholePreprocess
+
+
+def evaluation_set(
+    root: Path,
+    *,
+    task: str,
+    labels: Sequence[str],
+    preprocess: Preprocess | WholePreprocess,
+    own_size: bool = False,
+) -> PictureSet | MarkedSet:
+    """The held-out samples in ``root``, their classes matched to ``labels`` by name.
+
+    Args:
+        root: class folders, or a marked data set in any layout of ``van.data.find``.
+        task: classify, or a key of ``WANTED``.
+        labels: of the network.
+        preprocess: of the network.
+        own_size: see ``MarkedSet``.
+
+    Raises:
+        DataError: the set is laid out in another way, is empty, or has classes that the network does not know.
+        UsageError: the network's task needs no such samples.
+    """
+    if task == "classify":
+        return PictureSet(evaluation_items(root, labels), preprocess)
+    if task not in WANTED or not isinstance(preprocess, WholePreprocess):
+        raise UsageError(f"a network that was made to {task} cannot be measured; known: classify, {', '.join(WANTED)}")
+    want = WANTED[task]
+    problems = Problems(collect=True)
+    marked = read_part(root, "val", want=want, problems=problems)
+    problems.tolerate(marks=sum(len(picture.marks) for picture in marked.pictures))
+    return MarkedSet(check_labels(marked, labels), preprocess, want=want, own_size=own_size)
