@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from data import made
 from models.test_weights import FILES
-from parity import distance_from_recorded, filled_b0, picture
+from parity import distance_from_recorded, filled, filled_b0, picture, recorded
 from van import Predictor, Preprocess, load_checkpoint
+from van.models.ade20k import ADE20K_LABELS
 from van.models.load import load
-from van.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from van.preprocess import IMAGENET_MEAN, IMAGENET_STD, WholePreprocess
 
 SAVED = {  # how each family's files come: the name, and what lies around the tensors
     "official": (
@@ -26,7 +28,6 @@ SAVED = {  # how each family's files come: the name, and what lies around the te
     ),
     "Hugging Face": ("pytorch_model.bin", lambda t: t),
     "mmpretrain": ("van-tiny.pth", lambda t: {"state_dict": t, "meta": {"epoch": 300}}),
-    "mmsegmentation 1": ("van-b0_fpn.pth", lambda t: {"state_dict": t, "meta": {"iter": 160_000}}),
 }
 
 
@@ -41,30 +42,160 @@ def test_every_family_becomes_a_checkpoint_that_answers_as_recorded(van, tmp_pat
     source, out = write_file(tmp_path, file), tmp_path / "out" / "van_b0.safetensors"
     ran = van("convert", source, out)
     assert ran.status == 0, ran.err
-    family, _, classes = FILES[file]
-    assert f"{source.name}: {family} weights of van_b0" in ran.err
+    assert f"{source.name}: {FILES[file][0]} weights of van_b0" in ran.err
     stored = load_checkpoint(out)
-    assert (stored.model, stored.task, stored.source, len(stored.labels)) == (
-        "van_b0",
-        "classify",
-        source.name,
-        classes,
-    )
+    assert (stored.model, stored.task, stored.source) == ("van_b0", "classify", source.name)
     official = filled_b0()
+    assert stored.state.keys() == official.keys()
     assert all(tensor.equal(official[name]) for name, tensor in stored.state.items())
-    assert official.keys() - stored.state.keys() == (set() if classes else {"head.weight", "head.bias"})
-    if classes:
-        assert f"{out}: van_b0, 1000 classes, 248 -> 224 px, mean (0.5, 0.5, 0.5)" in ran.out
-        assert (stored.preprocess, stored.model_options) == (Preprocess(), {})
-        assert stored.labels[1].startswith("goldfish")
-        model: Any = load(out).model.double()
-        with torch.no_grad():
-            assert distance_from_recorded("van_b0", model(picture())) < 2e-6  # the weights were rounded to float32
-    else:
-        assert "no classifier" in ran.out
-        assert "left out 4 tensors of auxiliary_head, decode_head, neck: only the backbone is used" in ran.err
-        assert (stored.preprocess.mean, stored.preprocess.std) == (IMAGENET_MEAN, IMAGENET_STD)
-        assert stored.model_options == {"norm_eps": 1e-5}
+    assert f"{out}: van_b0, 1000 classes, 248 -> 224 px, mean (0.5, 0.5, 0.5)" in ran.out
+    assert (stored.preprocess, stored.model_options) == (Preprocess(), {})
+    assert len(stored.labels) == 1000
+    assert stored.labels[1].startswith("goldfish")
+    model: Any = load(out).model.double()
+    with torch.no_grad():
+        assert distance_from_recorded("van_b0", model(picture())) < 2e-6  # the weights were rounded to float32
+
+
+SEGMENTERS = {"semantic_fpn": "fpn_van_b0_150", "upernet": "upernet_van_b0_150"}
+
+
+def segmenter_tensors(head: str, version: int = 0) -> dict[str, Tensor]:
+    """mmsegmentation's whole segmenter under the names of its version 0 or 1."""
+    tensors = filled(recorded("mmseg_b0")[SEGMENTERS[head]]["names"])
+    shorter = {name.replace("mlp.dwconv.dwconv.", "mlp.dwconv."): tensor for name, tensor in tensors.items()}
+    assert shorter.keys() != tensors.keys()
+    return shorter if version else tensors
+
+
+def write_segmenter(folder: Path, tensors: dict[str, Tensor]) -> Path:
+    """As its training leaves it: beside the tensors there is what an optimiser remembers."""
+    momenta = {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 6e-5}]}
+    meta = {"iter": 160_000, "CLASSES": ["wall"]}
+    torch.save({"state_dict": tensors, "optimizer": momenta, "meta": meta}, folder / "van-b0.pth")
+    return folder / "van-b0.pth"
+
+
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize("head", SEGMENTERS)
+def test_a_whole_segmenter_becomes_a_checkpoint_that_answers_as_mmsegmentation(van, tmp_path, head, version):
+    source, out = write_segmenter(tmp_path, segmenter_tensors(head, version)), tmp_path / "ours.safetensors"
+    ran = van("convert", source, out)
+    assert ran.status == 0, ran.err
+    assert "left out" not in ran.err
+    assert f"{out}: van_b0 with {head}, 150 classes, 512 to 2048 px, mean {IMAGENET_MEAN}" in ran.out
+    stored = load_checkpoint(out)
+    assert (stored.task, stored.model, stored.source) == ("segment", "van_b0", "van-b0.pth")
+    assert stored.model_options == {"head": head, "norm_eps": 1e-5}
+    assert (stored.labels, stored.task_options) == (ADE20K_LABELS, {})
+    assert stored.preprocess == WholePreprocess(short_px=512, long_px=2048, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    official = segmenter_tensors(head)
+    assert stored.state.keys() == official.keys()
+    assert all(tensor.equal(official[name]) for name, tensor in stored.state.items())
+    if version == 1:  # the same tensors as for 0, which answer the same
+        return
+    model: Any = load(out).model.double()
+    wanted = recorded("mmseg_b0")[SEGMENTERS[head]]["1x3x97x131"]
+    with torch.no_grad():
+        logits, _ = model.forward_head(picture())
+    assert logits.mean().item() == pytest.approx(wanted["mean"], abs=1e-6)
+    assert logits[0, :8, 0, 0].tolist() == pytest.approx(wanted["first"], abs=1e-6)
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_of_a_segmenter_the_backbone_alone_can_be_had(van, tmp_path, version):
+    source, out = write_segmenter(tmp_path, segmenter_tensors("upernet", version)), tmp_path / "ours.safetensors"
+    ran = van("convert", source, out, "--num-classes", "0")
+    assert ran.status == 0, ran.err
+    assert "left out 82 tensors of auxiliary_head, decode_head: only the backbone is used" in ran.err
+    assert f"{out}: van_b0, no classifier, 248 -> 224 px, mean {IMAGENET_MEAN}" in ran.out
+    stored = load_checkpoint(out)
+    assert (stored.task, stored.labels, stored.model_options) == ("classify", (), {"norm_eps": 1e-5})
+    official = filled_b0()
+    assert official.keys() - stored.state.keys() == {"head.weight", "head.bias"}
+    assert stored.preprocess.mean == IMAGENET_MEAN
+
+
+def test_a_segmenter_for_other_classes_keeps_all_but_the_last_layers(van, tmp_path):
+    tensors = segmenter_tensors("upernet")
+    source, out = write_segmenter(tmp_path, tensors), tmp_path / "ours.safetensors"
+    ran = van("convert", source, out, "--num-classes", "3")
+    assert ran.status == 0, ran.err
+    assert f"the classifier of {source} (150 classes) was left out: 3 were asked for" in ran.err
+    stored = load_checkpoint(out)
+    assert stored.labels == ("class 0", "class 1", "class 2")
+    changed = {name for name, tensor in stored.state.items() if not tensor.equal(tensors[name])}
+    assert changed == {
+        f"{head}.conv_seg.{kind}" for head in ("decode_head", "auxiliary_head") for kind in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize(
+    ("head", "change", "message"),
+    [
+        ("semantic_fpn", {"decode_head.scale_heads.2.2.conv.weight": None}, "missing (1): {name}"),
+        ("semantic_fpn", {"neck.lateral_convs.1.conv.bias": None}, "missing (1): {name}"),
+        ("upernet", {"auxiliary_head.convs.0.bn.weight": None}, "missing (1): {name}"),
+        ("upernet", {"decode_head.psp_modules.0.1.bn.running_var": None}, "missing (1): {name}"),
+        ("upernet", {"decode_head.psp_modules.4.1.conv.weight": torch.zeros(1)}, "left over (1): {name}"),
+        ("semantic_fpn", {"auxiliary_head.convs.0.conv.weight": torch.zeros(1)}, "left over (1): {name}"),
+        ("upernet", {"optimizer_step": torch.zeros(1)}, "left over (1): backbone.{name}"),
+        ("upernet", {"decode_head.bottleneck.conv.weight": torch.zeros(1, 9, 3, 3)}, "{name} (1, 9, 3, 3) instead of"),
+        ("upernet", {"backbone.norm3.bias": None}, "missing (1): {name}"),
+        ("upernet", {"decode_head.conv_seg.weight": None}, "is no whole semantic_fpn or upernet"),
+    ],
+)  # fmt: skip
+def test_a_segmenter_that_does_not_fit_is_refused_with_the_tensors_name(van, tmp_path, head, change, message):
+    tensors = {**segmenter_tensors(head), **change}
+    source = write_segmenter(tmp_path, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+    ran = van("convert", source, tmp_path / "x.safetensors")
+    assert (ran.status, ran.out) == (1, "")
+    assert message.format(name=next(iter(change))) in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["van-b0.pth"]
+
+
+def test_a_head_that_this_package_lacks_is_told_and_the_backbone_still_to_be_had(van, tmp_path):
+    tensors = {name.replace("psp_modules", "aspp_modules"): t for name, t in segmenter_tensors("upernet").items()}
+    source, out = write_segmenter(tmp_path, tensors), tmp_path / "x.safetensors"
+    ran = van("convert", source, out)
+    assert ran.status == 1
+    assert "a decoder with names such as decode_head.conv_seg.weight" in ran.err
+    assert "num_classes=0 takes the backbone alone" in ran.err
+    assert van("convert", source, out, "--num-classes", "0").status == 0
+
+
+def test_what_training_leaves_in_a_segmenters_file_is_handled_and_told(van, tmp_path):
+    """Averages under mmcv's names, a preprocessor, wrapped names; and counters that old files lack."""
+    tensors = {f"module.{name}": t for name, t in segmenter_tensors("semantic_fpn", 1).items()}
+    tensors = {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
+    tensors |= {"ema_backbone_norm1_weight": torch.zeros(32), "data_preprocessor.mean": torch.zeros(3, 1, 1)}
+    out = tmp_path / "ours.safetensors"
+    ran = van("convert", write_segmenter(tmp_path, tensors), out)
+    assert ran.status == 0, ran.err
+    assert "left out ema_backbone_norm1_weight, data_preprocessor.mean: stored by mmsegmentation, never used" in ran.err
+    assert "37 of BatchNorm's counters are not in the file and start at 0" in ran.err
+    wanted = segmenter_tensors("semantic_fpn")
+    stored = load_checkpoint(out).state
+    assert stored.keys() == wanted.keys()
+    assert all(tensor.equal(wanted[name]) for name, tensor in stored.items())
+
+
+def test_our_own_segmenter_is_converted_as_it_is(van, tmp_path):
+    source, ours = write_segmenter(tmp_path, segmenter_tensors("semantic_fpn")), tmp_path / "ours.safetensors"
+    assert van("convert", source, ours).status == 0
+    stored = dataclasses.replace(load_checkpoint(ours), task_options={"a": 1}, metrics={"mean_iou": 0.5})
+    stored.save(ours)
+    assert van("convert", ours, tmp_path / "again.safetensors").status == 0
+    again = load_checkpoint(tmp_path / "again.safetensors")
+    for name in ("task", "labels", "preprocess", "model_options", "task_options", "metrics", "source"):
+        assert getattr(again, name) == getattr(stored, name)
+    assert all(tensor.equal(stored.state[name]) for name, tensor in again.state.items())
+
+
+def test_the_classes_of_ade20k_are_150_and_all_different():
+    assert len(set(ADE20K_LABELS)) == len(ADE20K_LABELS) == 150
+    places = {"wall": 0, "person": 12, "chest of drawers": 44, "van": 102, "flag": 149}
+    assert {label: ADE20K_LABELS.index(label) for label in places} == places
 
 
 def test_a_safetensors_file_of_others_is_taken_too(van, tmp_path):

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from parity import distance_from_recorded, filled_b0, picture, recorded
+from parity import distance_from_recorded, filled, filled_b0, picture, recorded
 from van import VAN
 from van.errors import NamesMismatch, TruncatedFile, UnknownFormat
 from van.models.catalogue import VARIANTS
@@ -72,9 +72,10 @@ def without_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(("head.", "classifier."))}
 
 
-def decoder() -> dict[str, Tensor]:
-    names = ("decode_head.conv_seg.weight", "decode_head.bottleneck.bn.running_var", "neck.fpn_convs.0.conv.weight")
-    return {name: torch.ones(2, 2) for name in (*names, "auxiliary_head.convs.0.conv.weight")}
+def decoder(head: str = "fpn") -> dict[str, Tensor]:
+    """The tensors beside the backbone of mmsegmentation's whole segmenters, by its own names."""
+    names = recorded("mmseg_b0")[f"{head}_van_b0_150"]["names"]
+    return filled({name: shape for name, shape in names.items() if not name.startswith("backbone.")})
 
 
 def unused() -> dict[str, Tensor]:
@@ -199,8 +200,13 @@ def test_a_segmenters_backbone_loads_with_its_norm_and_its_pictures(file, tmp_pa
 def test_what_is_left_out_is_told():
     (note,) = official_state(FILES["Hugging Face"][1]()).notes
     assert note == "left out van.layernorm.weight, van.layernorm.bias: stored by huggingface, never used by the network"
-    (note,) = official_state(FILES["mmsegmentation 1"][1]()).notes
-    assert note == "left out 4 tensors of auxiliary_head, decode_head, neck: only the backbone is used"
+    weights = official_state(FILES["mmsegmentation 1"][1]())
+    assert weights.notes == ()
+    assert weights.without_decoder == "left out 60 tensors of decode_head, neck: only the backbone is used"
+    averages = {f"ema_backbone_block1_{place}": torch.zeros(1) for place in range(6)}
+    (note,) = official_state(FILES["mmsegmentation 0"][1]() | averages).notes
+    assert note.startswith("left out ema_backbone_block1_0, ema_backbone_block1_1, ")
+    assert note.endswith("ema_backbone_block1_3 and 2 more: stored by mmsegmentation, never used by the network")
     assert official_state(filled_b0()).notes == ()
 
 
@@ -329,6 +335,17 @@ def test_a_new_head_serves_where_either_side_has_none(stored):
     notes = load_strictly(model, state, source="mine.pth", new_head=True)
     assert notes == (("the classifier of mine.pth (3 classes) was left out: 0 were asked for",) if stored else ())
     assert model.norm1.weight.equal(state["norm1.weight"])
+
+
+def test_layers_that_follow_the_classes_are_replaced_by_their_names():
+    model, state = tiny()
+    state["norm4.weight"] = torch.ones(3)
+    notes = load_strictly(
+        model, state, source="mine.pth", classifier=("head", "norm4"), new_head=True, stored_classes=9
+    )
+    assert notes == ("the classifier of mine.pth (9 classes) was left out: 3 were asked for",)
+    assert model.norm4.weight.equal(torch.ones(10))
+    assert model.norm3.weight.equal(state["norm3.weight"])
 
 
 def test_the_weights_of_another_size_are_told_as_such():

@@ -21,7 +21,7 @@ class ConvertSettings:
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The checkpoint to write, ending in .safetensors."""
     num_classes: int | None = None
-    """Replace the classifier by a fresh one of so many classes; 0 removes it."""
+    """Replace the classifier by a fresh one of so many classes; 0 removes it, and a head: the backbone is left."""
     overwrite: bool = False
     """Replace OUT if it exists."""
 
@@ -33,10 +33,13 @@ def run(arguments: Sequence[str]) -> int:
         arguments,
         verb="convert",
         description="Turn released, Hugging Face, mmpretrain or mmsegmentation weights into one safe file that holds "
-        "labels and preprocessing too. The format is recognised from the tensor names.",
+        "labels and preprocessing too. The format is recognised from the tensor names; mmsegmentation's segmenters "
+        "become whole segmenters.",
         examples=(
             "van convert van_tiny_754.pth.tar van_b0.safetensors",
             "van convert van-tiny_8xb128_in1k_20220501-385941af.pth van_b0.safetensors",
+            "van convert van-b2-in1kpre_upernet.pth segmenter.safetensors",
+            "van convert van-b2-in1kpre_upernet.pth backbone.safetensors --num-classes 0",
         ),
     )
     if settings.out.suffix != ".safetensors":
@@ -47,6 +50,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UsageError(f"--num-classes is {settings.num_classes}; wanted at least 0")
     from van.checkpoint import Checkpoint
     from van.models.load import load
+    from van.preprocess import Preprocess
 
     loaded = load(settings.source, num_classes=settings.num_classes)
     for note in loaded.notes:
@@ -55,6 +59,7 @@ def run(arguments: Sequence[str]) -> int:
         task=loaded.task,
         model=loaded.name,
         model_options=loaded.options,
+        task_options=loaded.task_options,
         labels=loaded.labels,
         preprocess=loaded.preprocess,
         state=loaded.model.state_dict(),
@@ -64,5 +69,9 @@ def run(arguments: Sequence[str]) -> int:
     ).save(settings.out)
     classes = f"{len(loaded.labels)} classes" if loaded.labels else "no classifier"
     rule = loaded.preprocess
-    print(f"{settings.out}: {loaded.name}, {classes}, {rule.resize_px} -> {rule.size_px} px, mean {rule.mean}")
+    seen = (
+        f"{rule.resize_px} -> {rule.size_px}" if isinstance(rule, Preprocess) else f"{rule.short_px} to {rule.long_px}"
+    )
+    what = f"{loaded.name} with {loaded.options['head']}" if "head" in loaded.options else loaded.name
+    print(f"{settings.out}: {what}, {classes}, {seen} px, mean {rule.mean}")
     return 0

@@ -1,4 +1,4 @@
-"""What the paper and its followers published: the seven sizes of VAN and where their weights lie.
+"""What the paper and its followers published: the seven sizes of VAN, where their weights lie, and the heads on them.
 
 Parameters and multiply-accumulates (224 x 224, convolutions and linears) are recomputed by tests.
 Top-1 is the paper's, in percent. Nothing here needs torch.
@@ -81,3 +81,10 @@ VARIANTS = {
     )
 }  # fmt: skip
 """The seven sizes by timm name."""
+HEADS = {
+    "semantic_fpn": "segment", "upernet": "segment",
+    "retinanet": "detect", "fcos": "detect", "faster_rcnn": "detect", "mask_rcnn": "instances",
+    "d_fine": "detect", "rt_detr_v2": "detect", "deformable_detr": "detect",
+    "mask2former": "panoptic",
+}  # fmt: skip
+"""Heads by name, each with the task that it serves."""

@@ -24,6 +24,7 @@ from van.checkpoint import is_checkpoint, load_checkpoint
 from van.errors import HubError, TruncatedFile
 from van.models.catalogue import LICENSE_NOTE, VARIANTS
 from van.models.weights import Weights, check_fit, official_state, read_weights
+from van.preprocess import Preprocess
 
 _logger = logging.getLogger(__name__)
 _collected: ContextVar[list[str] | None] = ContextVar("van_hub_notes", default=None)
@@ -153,7 +154,8 @@ def _read(path: Path, name: str) -> Weights:
     ours = load_checkpoint(path)
     weights = official_state(ours.state, model=name)
     norm_eps = ours.model_options.get("norm_eps", weights.norm_eps)
-    return dataclasses.replace(weights, preprocess=ours.preprocess, norm_eps=norm_eps)
+    rule = ours.preprocess if isinstance(ours.preprocess, Preprocess) else weights.preprocess
+    return dataclasses.replace(weights, preprocess=rule, norm_eps=norm_eps)
 
 
 def _tell(note: str) -> None:

@@ -4,8 +4,9 @@ Semantic FPN (Kirillov et al. 2019, arXiv:1901.02446) merges the levels of a fea
 al. 2018, arXiv:1807.10221) pools the last level at four scales first, and learns with an auxiliary head on
 stage 3. Attribute names are those of mmsegmentation, so that its ADE20K checkpoints load entry for entry.
 
-Shapes: pictures (N, 3, H, W); level l of the backbone (N, C_l, H / 2^(l+2), W / 2^(l+2)), rounded up; logits
-(N, classes, H/4, W/4) from a head, (N, classes, H, W) from the network.
+Shapes: pictures (N, 3, H, W), or a list of (3, H, W) of different sizes; level l of the backbone
+(N, C_l, H / 2^(l+2), W / 2^(l+2)), rounded up; logits (N, classes, H/4, W/4) from a head, (N, classes, H, W)
+from the network.
 """
 
 from typing import Any, NamedTuple
@@ -15,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from van.errors import UsageError
+from van.errors import ShapeError, UsageError
 from van.models.catalogue import VARIANTS
 from van.models.necks import FeaturePyramid
 from van.models.van import VAN
 
-HEADS = ("semantic_fpn", "upernet")
+_CHANNELS = {"semantic_fpn": 128, "upernet": 512}
+HEADS = tuple(_CHANNELS)
 """Segmentation heads by name."""
 _DROPOUT = 0.1
 """Share of the channels before the last convolution that training leaves out."""
@@ -130,35 +132,58 @@ class SegmentationOutput(NamedTuple):
 class Segmenter(nn.Module):
     """VAN with a segmentation head.
 
-    In evaluation it gives logits (N, classes, H, W); in training a ``SegmentationOutput``.
+    In evaluation it gives logits (N, classes, H, W), or a list of (classes, H, W) for a list of pictures; in
+    training a ``SegmentationOutput``, and pictures in a list must have one size.
 
     Args:
         backbone: a VAN; its classifier is taken off.
         head: ``semantic_fpn`` or ``upernet``.
         num_classes: classes of the map.
+        channels: of the head, the paper's if None: 128 for Semantic FPN, on a neck of twice as many, and 512 for
+            UPerNet, with half as many in the auxiliary head.
 
     Raises:
-        UsageError: there is no head of that name, or fewer than one class.
+        UsageError: there is no head of that name, or fewer than one class or channel.
     """
 
-    def __init__(self, backbone: VAN, *, head: str, num_classes: int) -> None:
+    def __init__(self, backbone: VAN, *, head: str, num_classes: int, channels: int | None = None) -> None:
         super().__init__()
         if head not in HEADS:
             raise UsageError(f"there is no segmentation head {head!r}; known: {', '.join(HEADS)}")
         if num_classes < 1:
             raise UsageError(f"num_classes is {num_classes}; wanted at least 1")
-        channels = tuple(level["num_chs"] for level in backbone.feature_info)
+        width = _CHANNELS[head] if channels is None else channels
+        if width < 2:
+            raise UsageError(f"channels is {channels}; wanted at least 2")
+        in_channels = tuple(level["num_chs"] for level in backbone.feature_info)
         backbone.reset_classifier(0)
         self.backbone = backbone
         self.num_classes = num_classes
         self.neck: nn.Module = nn.Identity()
         self.auxiliary_head: AuxiliaryHead | None = None
         if head == "semantic_fpn":
-            self.neck = FeaturePyramid(channels)
-            self.decode_head: nn.Module = SemanticFpnHead(self.neck.out_channels, num_classes)
+            self.neck = FeaturePyramid(in_channels, out_channels=2 * width)
+            self.decode_head: nn.Module = SemanticFpnHead(2 * width, num_classes, channels=width)
         else:
-            self.decode_head = UPerHead(channels, num_classes)
-            self.auxiliary_head = AuxiliaryHead(channels[2], num_classes)
+            self.decode_head = UPerHead(in_channels, num_classes, channels=width)
+            self.auxiliary_head = AuxiliaryHead(in_channels[2], num_classes, channels=width // 2)
+
+    @property
+    def class_layers(self) -> tuple[str, ...]:
+        """Names of the layers whose size follows the number of classes."""
+        return ("decode_head.conv_seg", *(["auxiliary_head.conv_seg"] if self.auxiliary_head is not None else []))
+
+    def get_classifier(self) -> nn.ModuleList:
+        """Everything but the backbone."""
+        return nn.ModuleList(part for name, part in self.named_children() if name != "backbone")
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay leaves alone, beside biases and norms: the layer scales."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade a second forward pass of every block of the backbone for the memory of its activations."""
+        self.backbone.set_grad_checkpointing(enable)
 
     def forward_head(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits (N, classes, H/4, W/4), rounded up, and the maps of the backbone that they come from."""
@@ -166,7 +191,11 @@ class Segmenter(nn.Module):
         assert isinstance(maps, list)
         return self.decode_head(self.neck(maps)), maps
 
-    def forward(self, x: Tensor) -> Tensor | SegmentationOutput:
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor | list[Tensor] | SegmentationOutput:
+        if isinstance(x, list) and not self.training:
+            return self._each(x)
+        if isinstance(x, list):
+            x = _stacked(x)
         logits, maps = self.forward_head(x)
         logits = resized(logits, like=x)
         if not self.training:
@@ -174,9 +203,32 @@ class Segmenter(nn.Module):
         auxiliary = None if self.auxiliary_head is None else resized(self.auxiliary_head(maps), like=x)
         return SegmentationOutput(logits, auxiliary)
 
+    def _each(self, pictures: list[Tensor]) -> list[Tensor]:
+        """Logits of each picture; those of one size run together."""
+        places: dict[torch.Size, list[int]] = {}
+        for place, picture in enumerate(pictures):
+            places.setdefault(picture.shape, []).append(place)
+        found: dict[int, Tensor] = {}
+        for alike in places.values():
+            x = torch.stack([pictures[place] for place in alike])
+            found |= zip(alike, resized(self.forward_head(x)[0], like=x), strict=True)
+        return [found[place] for place in range(len(pictures))]
 
-def create_segmenter(model: str, *, head: str, num_classes: int, **options: Any) -> Segmenter:
-    """A fresh ``Segmenter`` on the VAN of that name, with mmsegmentation's LayerNorm eps of 1e-5 unless one is given.
+
+def _stacked(pictures: list[Tensor]) -> Tensor:
+    sizes = sorted({tuple(picture.shape[1:]) for picture in pictures})
+    if len(sizes) != 1:
+        shown = ", ".join(f"{rows}x{columns}" for rows, columns in sizes) or "none"
+        raise ShapeError(f"pictures have the sizes {shown}; wanted one size in training: crop or pad them")
+    return torch.stack(pictures)
+
+
+def create_segmenter(
+    model: str, *, head: str, num_classes: int, channels: int | None = None, **options: Any
+) -> Segmenter:
+    """A fresh ``Segmenter`` on the VAN of that name; ``options`` are the VAN's.
+
+    Its LayerNorm has mmsegmentation's eps of 1e-5 unless one is given.
 
     Raises:
         UsageError: there is no VAN or head of that name.
@@ -186,4 +238,4 @@ def create_segmenter(model: str, *, head: str, num_classes: int, **options: Any)
     with_eps: dict[str, Any] = {"norm_eps": 1e-5, **options}
     backbone = timm.create_model(model, num_classes=0, **with_eps)
     assert isinstance(backbone, VAN)
-    return Segmenter(backbone, head=head, num_classes=num_classes)
+    return Segmenter(backbone, head=head, num_classes=num_classes, channels=channels)

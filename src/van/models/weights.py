@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from van.errors import NamesMismatch, UnknownFormat
 from van.models.catalogue import VARIANTS
 from van.models.tensor_files import read_tensors
-from van.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from van.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, WholePreprocess
 
 Rename = tuple[str, str]
 
@@ -25,14 +26,14 @@ class Family:
     """A way of naming VAN's tensors.
 
     ``signature`` finds the family, ``renames`` lead to the official names, ``unused`` are tensors
-    that the family stores and the network never reads, ``other_heads`` are decoders of other tasks.
+    that the family stores and the network never reads, ``decoder`` are those of a head for another task.
     """
 
     name: str
     signature: str
     renames: tuple[Rename, ...] = ()
     unused: str = r"(?!)"
-    other_heads: str = r"(?!)"
+    decoder: str = r"(?!)"
     norm_eps: float = 1e-6
 
 
@@ -85,16 +86,22 @@ FAMILIES = (
         name="mmsegmentation",
         signature=r"^backbone\.patch_embed1\.proj\.",
         renames=((r"^backbone\.", ""), _MM_DWCONV),
-        other_heads=r"^(?:neck|decode_head|auxiliary_head)\.",
+        unused=r"^(?:ema_|data_preprocessor\.)",  # mmcv's averages, under names without dots
+        decoder=r"^(?:neck|decode_head|auxiliary_head)\.",
         norm_eps=1e-5,
     ),
     Family(name="official", signature=r"^patch_embed1\.proj\.", renames=(_MM_DWCONV,)),
 )
+_DECODERS = {"decode_head.scale_heads.": "semantic_fpn", "decode_head.psp_modules.": "upernet"}
+"""How the names of each head start."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A public file, read: official names, and all that must travel with them."""
+    """A public file, read: official names, and all that must travel with them.
+
+    ``decoder`` holds the tensors of a segmentation head, under the file's names, which are our own.
+    """
 
     family: str
     model: str
@@ -102,6 +109,24 @@ class Weights:
     in_chans: int
     norm_eps: float
     preprocess: Preprocess
+    state: dict[str, Tensor]
+    decoder: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def without_decoder(self) -> str:
+        """What to say where the backbone alone is used."""
+        parts = sorted({name.split(".")[0] for name in self.decoder})
+        return f"left out {len(self.decoder)} tensors of {', '.join(parts)}: only the backbone is used"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmenterWeights:
+    """A whole segmenter of mmsegmentation: names as in ``van.models.segmenters.Segmenter``."""
+
+    head: str
+    num_classes: int
+    preprocess: WholePreprocess
     state: dict[str, Tensor]
     notes: tuple[str, ...] = ()
 
@@ -133,20 +158,19 @@ def official_state(tensors: Mapping[str, Tensor], *, model: str | None = None) -
     tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in _unwrapped(tensors).items()}
     family = recognise(tensors)
     state: dict[str, Tensor] = {}
-    unused, foreign = [], []
+    decoder: dict[str, Tensor] = {}
+    unused = []
     for name, tensor in tensors.items():
         if re.match(family.unused, name):
             unused.append(name)
-        elif re.match(family.other_heads, name):
-            foreign.append(name)
+        elif re.match(family.decoder, name):
+            decoder[name] = tensor
         else:
             state[_official_name(name, family)] = tensor
     notes = []
     if unused:
-        notes.append(f"left out {', '.join(unused)}: stored by {family.name}, never used by the network")
-    if foreign:
-        parts = sorted({name.split(".")[0] for name in foreign})
-        notes.append(f"left out {len(foreign)} tensors of {', '.join(parts)}: only the backbone is used")
+        shown = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
+        notes.append(f"left out {shown}: stored by {family.name}, never used by the network")
     num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
     return Weights(
         family=family.name,
@@ -156,7 +180,35 @@ def official_state(tensors: Mapping[str, Tensor], *, model: str | None = None) -
         norm_eps=family.norm_eps,
         preprocess=_preprocess_of(family, num_classes),
         state=state,
+        decoder=decoder,
         notes=tuple(notes),
+    )
+
+
+def segmenter_state(weights: Weights) -> SegmenterWeights:
+    """The whole segmenter that ``weights`` hold, its head told from its names.
+
+    Raises:
+        UnknownFormat: the head is neither of the paper's two.
+    """
+    state = {**{f"backbone.{name}": tensor for name, tensor in weights.state.items()}, **weights.decoder}
+    head = next((head for start, head in _DECODERS.items() if any(n.startswith(start) for n in state)), None)
+    classifier = state.get("decode_head.conv_seg.weight")
+    if head is None or classifier is None or classifier.ndim != 4:
+        shown = ", ".join(list(weights.decoder)[:4])
+        raise UnknownFormat(
+            f"a decoder with names such as {shown} is no whole {' or '.join(_DECODERS.values())}; "
+            "num_classes=0 takes the backbone alone"
+        )
+    counters = [name.replace("running_mean", "num_batches_tracked") for name in state if name.endswith("running_mean")]
+    absent = {name: torch.tensor(0) for name in counters if name not in state}
+    counted = [f"{len(absent)} of BatchNorm's counters are not in the file and start at 0"] if absent else []
+    return SegmenterWeights(
+        head=head,
+        num_classes=classifier.shape[0],
+        preprocess=WholePreprocess(short_px=512, long_px=2048, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        state={**state, **absent},
+        notes=(*weights.notes, *counted),
     )
 
 
@@ -174,7 +226,13 @@ def read_weights(path: Path, *, model: str | None = None) -> Weights:
 
 
 def load_strictly(
-    model: nn.Module, state: Mapping[str, Tensor], *, source: str, classifier: str = "head", new_head: bool = False
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    classifier: tuple[str, ...] = ("head",),
+    new_head: bool = False,
+    stored_classes: int | None = None,
 ) -> tuple[str, ...]:
     """Put ``state`` into ``model``, entry for entry.
 
@@ -182,8 +240,9 @@ def load_strictly(
         model: any network.
         state: its tensors by name, as ``model.state_dict()`` would give them.
         source: names the file in messages.
-        classifier: the model's name for its last linear layer.
+        classifier: the model's names for the layers whose size follows the number of classes.
         new_head: the caller asked for other classes: the stored classifier is left behind, and said so.
+        stored_classes: how many the file's has; read off the first of the layers if None.
 
     Returns:
         Notes for the user: what was left behind.
@@ -195,22 +254,22 @@ def load_strictly(
     theirs = dict(state)
     notes = []
     if new_head:
-        heads = [name for name in {**ours, **theirs} if name.startswith(f"{classifier}.")]
-        stored = theirs.get(f"{classifier}.weight")
+        heads = [name for name in {**ours, **theirs} if name.startswith(_prefixes(classifier))]
+        stored = theirs.get(f"{classifier[0]}.weight")
+        if stored_classes is None:
+            stored_classes = 0 if stored is None else stored.shape[0]
         theirs = {name: tensor for name, tensor in theirs.items() if name not in heads}
         theirs |= {name: ours[name] for name in heads if name in ours}
-        if stored is not None:
+        if stored_classes:
             wanted = getattr(model, "num_classes", 0)
-            notes.append(
-                f"the classifier of {source} ({stored.shape[0]} classes) was left out: {wanted} were asked for"
-            )
+            notes.append(f"the classifier of {source} ({stored_classes} classes) was left out: {wanted} were asked for")
     check_fit(ours, theirs, source=source, classifier=classifier)
     model.load_state_dict(theirs)
     return tuple(notes)
 
 
 def check_fit(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, source: str, classifier: str = "head"
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, source: str, classifier: tuple[str, ...] = ("head",)
 ) -> None:
     """Compare a model's tensors with a file's, entry for entry.
 
@@ -225,9 +284,13 @@ def check_fit(
         if name in theirs and theirs[name].shape != ours[name].shape
     ]
     if missing or left_over or misshapen:
-        head_only = all(name.split(" ")[0].startswith(f"{classifier}.") for name in [*missing, *left_over, *misshapen])
+        head_only = all(name.startswith(_prefixes(classifier)) for name in [*missing, *left_over, *misshapen])
         hint = "Only the classifier differs: ask for the number of classes you want." if head_only else _sizes(theirs)
         raise NamesMismatch(source, missing=missing, left_over=left_over, misshapen=misshapen, hint=hint)
+
+
+def _prefixes(layers: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{layer}." for layer in layers)
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

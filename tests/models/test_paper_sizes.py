@@ -1,0 +1,90 @@
+"""Our networks with heads beside the paper's figures for the whole model, on the meta device.
+
+Parameters: every trainable number, the auxiliary head of UPerNet counted (without it B2 and B4 would round to 56 and
+89). MACs: ``torch.utils.flop_counter`` halved, which counts the convolutions and linear layers without biases; one
+picture in evaluation, so the auxiliary head is not run. The paper's counter adds elementwise work; see the last test.
+Source: Guo et al. 2022, arXiv:2202.09741, the tables on COCO (80 classes) and ADE20K (150).
+"""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from van.models.build import create
+from van.models.segmenters import ConvNormAct
+
+MILLIONS = {
+    "retinanet": {"van_b0": 13.4, "van_b1": 23.6, "van_b2": 36.3, "van_b3": 54.5},
+    "mask_rcnn": {"van_b0": 23.9, "van_b1": 33.5, "van_b2": 46.2, "van_b3": 64.4},
+    "semantic_fpn": {"van_b0": 8, "van_b1": 18, "van_b2": 30, "van_b3": 49},
+    "upernet": {"van_b2": 57, "van_b3": 75, "van_b4": 90},
+}
+GMACS = {
+    "semantic_fpn": {"van_b0": 26, "van_b1": 35, "van_b2": 48, "van_b3": 68},
+    "upernet": {"van_b2": 948, "van_b3": 1030, "van_b4": 1098},
+}
+SIZE = {"semantic_fpn": (512, 512), "upernet": (512, 2048)}
+COCO, ADE20K = 80, 150
+CASES = [(head, name) for head, sizes in MILLIONS.items() for name in sizes]
+COUNTED = [(head, name) for head, sizes in GMACS.items() for name in sizes]
+
+
+def network(head: str, name: str) -> Any:
+    with torch.device("meta"):
+        return create(name, num_classes=ADE20K if head in GMACS else COCO, options={"head": head}).eval()
+
+
+@functools.cache
+def operations(head: str, name: str) -> tuple[float, float]:
+    """Billions of multiply-accumulates of one picture, and of elementwise steps beside them."""
+    model, beside = network(head, name), [0]
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            beside[0] += output.numel() if module.bias is not None else 0
+        elif isinstance(module, nn.BatchNorm2d):
+            beside[0] += 2 * output.numel()
+        elif isinstance(module, nn.AdaptiveAvgPool2d):
+            beside[0] += inputs[0].numel()
+        elif isinstance(module, ConvNormAct | nn.Upsample):  # the first for its ReLU
+            beside[0] += output.numel()
+
+    for module in model.modules():
+        module.register_forward_hook(count)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, *SIZE[head], device="meta"))
+    return counter.get_total_flops() / 2e9, beside[0] / 1e9
+
+
+@pytest.mark.parametrize(("head", "name"), CASES)
+def test_parameters_are_the_papers(head, name):
+    """Detectors within 1 % (seen: 0.1 %); segmenters, printed in whole millions, to that rounding."""
+    ours, paper = sum(parameter.numel() for parameter in network(head, name).parameters()) / 1e6, MILLIONS[head][name]
+    told = f"{head} on {name}: {ours:.3f} M, the paper says {paper} M"
+    assert abs(ours - paper) <= (0.5 if head in GMACS else 0.01 * paper), told
+
+
+def test_the_papers_parameters_count_the_auxiliary_head():
+    for name, without in (("van_b2", 56), ("van_b4", 89)):
+        model = network("upernet", name)
+        auxiliary = sum(parameter.numel() for parameter in model.auxiliary_head.parameters())
+        assert round((sum(p.numel() for p in model.parameters()) - auxiliary) / 1e6) == without
+
+
+@pytest.mark.parametrize(("head", "name"), COUNTED)
+def test_macs_are_the_papers(head, name):
+    """Within 1 % and half of the paper's last digit: 26 may stand for 25.5."""
+    ours, paper = operations(head, name)[0], GMACS[head][name]
+    assert abs(ours - paper) <= 0.01 * paper + 0.5, f"{head} on {name}: {ours:.2f} GMACs, the paper says {paper}"
+
+
+@pytest.mark.parametrize(("head", "name"), COUNTED)
+def test_with_elementwise_work_the_rounded_macs_are_exactly_the_papers(head, name):
+    """With biases, BatchNorm (2 steps an element), ReLU, pooling and upsampling as one step each."""
+    macs, beside = operations(head, name)
+    told = f"{head} on {name}: {macs:.2f} GMACs and {beside:.2f} G steps beside, the paper says {GMACS[head][name]}"
+    assert round(macs + beside) == GMACS[head][name], told
