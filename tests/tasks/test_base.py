@@ -2,14 +2,14 @@
 
 import torch
 
-from van.tasks.base import Batch, unreadable_of
+from van.tasks.base import Batch, Frame, unreadable_of
 
 
 def test_pictures_arrive_in_channels_last_and_all_else_as_it_was():
     batch = Batch(
         pictures=torch.rand(2, 3, 4, 5),
         targets=[{"boxes": torch.rand(2, 4), "label": "cat"}, {"boxes": torch.rand(0, 4), "label": "dog"}],
-        names=("a", "b"),
+        frames=(Frame("a"), Frame("b", (4, 5), (8, 10))),
         valid=torch.tensor([True, False]),
         unreadable=(("c", "is empty"),),
     )
@@ -25,7 +25,7 @@ def test_pictures_arrive_in_channels_last_and_all_else_as_it_was():
 def test_targets_in_tuples_and_dictionaries_move_with_the_batch():
     """The meta device holds no numbers, so whatever was left behind shows."""
     targets = ({"masks": torch.rand(1, 2)}, [torch.rand(3)])
-    batch = Batch(pictures=torch.rand(1, 3, 2, 2), targets=targets, names=("a",), valid=torch.tensor([True]))
+    batch = Batch(pictures=torch.rand(1, 3, 2, 2), targets=targets, frames=(Frame("a"),), valid=torch.tensor([True]))
     moved = batch.to(torch.device("meta"))
     tensors = (moved.pictures, moved.valid, moved.targets[0]["masks"], moved.targets[1][0])
     assert all(tensor.device.type == "meta" for tensor in tensors)

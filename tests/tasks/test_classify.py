@@ -14,7 +14,7 @@ from torch import nn
 from van.engine.loader import seeded
 from van.errors import ShapeError
 from van.results import Classes
-from van.tasks.base import Batch, Task
+from van.tasks.base import Batch, Frame, Task
 from van.tasks.classify import MOST_CLASSES_IN_A_TABLE, Classify
 from van.tasks.mix import MixSettings
 
@@ -38,7 +38,7 @@ def batch_of(targets: list[int], pictures: torch.Tensor | None = None, valid: li
     return Batch(
         pictures=torch.zeros(count, 3, 4, 4) if pictures is None else pictures,
         targets=torch.tensor(targets),
-        names=tuple(f"picture {n}" for n in range(count)),
+        frames=tuple(Frame(f"picture {n}") for n in range(count)),
         valid=torch.tensor([True] * count if valid is None else valid),
     )
 
@@ -61,7 +61,7 @@ def test_classify_is_a_task():
     task = accept(Classify(("ant", "bee")))
     assert (task.name, task.headline, task.labels) == ("classify", "top1", ("ant", "bee"))
     members = [name for name in vars(Task) if not name.startswith("_")]
-    assert {"collate", "loss", "meter", "decode"} <= set(members)
+    assert {"stack", "collate", "loss", "meter", "decode"} <= set(members)
     assert all(callable(getattr(task, name)) for name in members)
 
 
@@ -206,7 +206,7 @@ def test_one_class_is_always_right_and_has_no_table():
     meter = task.meter()
     meter.update(torch.randn(3, 1), batch_of([0, 0, 0]))
     found = meter.compute()
-    assert found == {"metrics": {"top1": 1.0, "top5": 1.0, "loss": 0.0}, "confusion": None}
+    assert found == {"metrics": {"top1": 1.0, "top5": 1.0, "loss": 0.0}, "confusion": None, "per_class": {}}
     assert task.loss(Answers(torch.zeros(2, 1)), batch_of([0, 0])).item() == 0.0
 
 
@@ -252,7 +252,7 @@ def test_a_fresh_meter_starts_from_nothing():
 
 
 def test_decoding_gives_each_name_its_probabilities_in_order():
-    answers = Classify(("a", "b")).decode(torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]), ["one", "two"])
+    answers = Classify(("a", "b")).decode(torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]), [Frame("one"), Frame("two")])
     assert all(isinstance(answer, Classes) for answer in answers)
     assert [answer.name for answer in answers] == ["one", "two"]
     assert answers[0].probabilities == pytest.approx((0.25, 0.75))
@@ -262,15 +262,15 @@ def test_decoding_gives_each_name_its_probabilities_in_order():
 
 def test_decoding_half_precision_still_adds_up_to_one():
     logits = torch.randn(2, 1000).bfloat16()
-    for answer in Classify([f"c{n}" for n in range(1000)]).decode(logits, ["a", "b"]):
+    for answer in Classify([f"c{n}" for n in range(1000)]).decode(logits, [Frame("a"), Frame("b")]):
         assert sum(answer.probabilities) == pytest.approx(1, abs=1e-5)
 
 
 def test_decoding_answers_that_are_no_numbers_is_refused():
     with pytest.raises(ShapeError, match="look at the weights"):
-        Classify(("a", "b")).decode(torch.tensor([[float("nan"), 0.0]]), ["one"])
+        Classify(("a", "b")).decode(torch.tensor([[float("nan"), 0.0]]), [Frame("one")])
     with pytest.raises(ValueError, match="zip"):
-        Classify(("a", "b")).decode(torch.zeros(2, 2), ["one"])
+        Classify(("a", "b")).decode(torch.zeros(2, 2), [Frame("one")])
 
 
 def test_collating_stacks_what_was_read_and_names_the_rest():

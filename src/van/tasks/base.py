@@ -1,14 +1,15 @@
 """The protocol between a task and everything that runs one.
 
 A data set yields samples: mappings with ``name`` and either the keys its task wants (``picture``
-and ``target`` for classification) or ``unreadable``, the reason why there is no picture. The loader
-adds ``valid`` (False for padding) and ``passed_over`` (unreadable samples that this one replaces).
-The engine moves batches, calls the loss and the meter, and knows nothing else about a task.
+and ``target``, and ``size`` where answers lie in the picture) or ``unreadable``, the reason why there
+is no picture. The loader adds ``valid`` (False for padding) and ``passed_over`` (unreadable samples
+that this one replaces). The engine moves batches, calls the loss and the meter, and knows nothing
+else about a task.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +17,32 @@ from torch import Tensor, nn
 Sample = Mapping[str, Any]
 
 
+class Frame(NamedTuple):
+    """A picture's name and its sizes, (rows, columns): its own, and the one that the network sees.
+
+    Boxes and masks of an answer are carried from the second to the first.
+    """
+
+    name: str
+    size: tuple[int, int] = (0, 0)
+    seen: tuple[int, int] = (0, 0)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
     """Samples put together.
 
     Args:
-        pictures: what the network reads; (N, 3, H, W) for classification.
+        pictures: what the network reads; (N, 3, H, W) for classification, a list where sizes differ.
         targets: what the loss and the meter compare with.
-        names: one for each sample, for messages.
+        frames: one for each sample.
         valid: (N,) bool; False marks padding that no metric may count.
         unreadable: names and reasons of samples that had no picture.
     """
 
     pictures: Any
     targets: Any
-    names: tuple[str, ...]
+    frames: tuple[Frame, ...]
     valid: Tensor
     unreadable: tuple[tuple[str, str], ...] = ()
 
@@ -43,8 +55,13 @@ class Batch:
         }
         return dataclasses.replace(self, **moved)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One for each sample, for messages."""
+        return tuple(frame.name for frame in self.frames)
+
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.frames)
 
 
 def unreadable_of(samples: Sequence[Sample]) -> tuple[tuple[str, str], ...]:
@@ -58,17 +75,17 @@ def unreadable_of(samples: Sequence[Sample]) -> tuple[tuple[str, str], ...]:
 
 
 class Meter(Protocol):
-    """Metrics of an evaluation in progress; exact over several processes.
-
-    Every torchmetrics ``MetricCollection`` fits, with ``update`` and ``compute`` as below.
-    """
+    """Metrics of an evaluation in progress; exact over several processes."""
 
     def update(self, outputs: Any, batch: Batch) -> None:
         """Count one batch; samples that are not ``valid`` do not count."""
         ...
 
     def compute(self) -> dict[str, Any]:
-        """``metrics``: floats by name, fractions where they are shares; and details by name."""
+        """``metrics``: floats by name, fractions where they are shares; and details by name.
+
+        Of the details ``per_class`` is a dictionary of such floats for each label, in the order of a table.
+        """
         ...
 
     def to(self, device: torch.device) -> "Meter":
@@ -77,11 +94,20 @@ class Meter(Protocol):
 
 
 class Task(Protocol):
-    """One kind of job. ``headline`` names the metric (higher is better) that picks the best checkpoint."""
+    """One kind of job.
+
+    ``headline`` names the metric (higher is better) that picks the best checkpoint; ``options`` are plain values
+    that, with the labels, make the task again from a checkpoint.
+    """
 
     name: str
     headline: str
     labels: tuple[str, ...]
+    options: Mapping[str, Any]
+
+    def stack(self, pictures: Sequence[Tensor]) -> Any:
+        """Pictures (3, H, W) as the network reads several of them."""
+        ...
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Put samples together; a batch may hold fewer pictures than samples, where some were unreadable."""
@@ -95,8 +121,8 @@ class Task(Protocol):
         """A fresh meter."""
         ...
 
-    def decode(self, outputs: Any, names: Sequence[str]) -> Sequence[Any]:
-        """The network's outputs as ``van.results``, one for each name."""
+    def decode(self, outputs: Any, frames: Sequence[Frame]) -> Sequence[Any]:
+        """The network's outputs as ``van.results``, one for each frame."""
         ...
 
 
@@ -107,5 +133,5 @@ def _move(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
         return {key: _move(inner, device) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_move(inner, device) for inner in value)
+        return type(value)([_move(inner, device) for inner in value])
     return value
