@@ -30,6 +30,9 @@ from van.engine.stopping import StopRequest, stop_on_signals
 from van.errors import CheckpointError, DataError, Interrupted, NonFiniteLoss, UsageError
 from van.tasks.base import Batch
 
+MOST_SHOWN = 4
+"""Metrics in an epoch's line, the headline first; the log has them all."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -259,7 +262,8 @@ class _Trainer:
             for name, reason in found.unreadable:
                 self.folder.log("event", self.progress.update, unreadable=name, reason=reason)
             self.folder.draw(at_least_s=60)
-        text = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
+        shown = sorted(found.metrics.items(), key=lambda metric: metric[0] != self.job.task.headline)[:MOST_SHOWN]
+        text = ", ".join(f"{name} {value:.4f}" for name, value in shown)
         unread = f", {len(found.unreadable)} unreadable" if found.unreadable else ""
         self.line.say(f"epoch {epoch + 1}/{self.settings.epochs}: {text} on {found.samples} held out{unread}")
         self._save_last()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from van.checkpoint import Checkpoint
 from van.engine.settings import TrainSettings
-from van.preprocess import Preprocess
+from van.preprocess import Preprocess, WholePreprocess
 from van.tasks.base import Sample, Task
 
 
@@ -35,7 +35,7 @@ class Job:
     model: nn.Module
     model_name: str
     model_options: Mapping[str, Any]
-    preprocess: Preprocess
+    preprocess: Preprocess | WholePreprocess
     train_set: SampleSet
     validation_set: SampleSet
     settings: TrainSettings
@@ -47,6 +47,7 @@ class Job:
             task=self.task.name,
             model=self.model_name,
             model_options=self.model_options,
+            task_options=self.task.options,
             labels=self.task.labels,
             preprocess=self.preprocess,
             state=state,

@@ -14,6 +14,7 @@ from van.errors import UsageError
 Precision = Literal["fp32", "bf16", "fp16"]
 BatchNorm = Literal["train", "frozen", "sync"]
 Strategy = Literal["ddp", "fsdp2"]
+Schedule = Literal["cosine", "poly", "step"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,13 +26,21 @@ class TrainSettings:
     batch_size: int = 64
     """Pictures in one update, over all processes and accumulated steps."""
     lr: float = 1e-3
-    """Highest learning rate of AdamW; it warms up linearly and falls by a cosine."""
+    """Highest learning rate of AdamW; it warms up linearly, then falls by the schedule."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls: by a cosine, a power of what is left, or tenfold at --milestones."""
+    milestones: tyro.conf.Suppress[tuple[int, ...]] = ()
+    """Epochs after which the learning rate falls tenfold, under the schedule step."""
+    poly_power: tyro.conf.Suppress[float] = 1.0
+    """The power, under the schedule poly."""
     weight_decay: float = 0.05
     """Of weights; norms, biases and layer scales have none."""
     layer_decay: float = 1.0
     """Factor on the learning rate from each layer to the one before it; 1 switches it off."""
     warmup_epochs: float = 1.0
     """Epochs over which the learning rate rises; at most half of all."""
+    warmup_updates: tyro.conf.Suppress[int] = 0
+    """Updates over which it rises, instead of epochs, where above 0; at most half of all."""
     cooldown_epochs: tyro.conf.Suppress[float] = 0.0
     """Epochs at the lowest learning rate at the end; at most half of all."""
     clip_grad: float = 0.0
@@ -43,9 +52,9 @@ class TrainSettings:
     precision: Precision = "fp32"
     """Arithmetic of the forward pass; fp16 needs a GPU."""
     freeze_backbone: bool = False
-    """Train the classifier alone."""
+    """Train the classifier, or whatever stands on the backbone, alone."""
     batch_norm: BatchNorm = "train"
-    """Batch statistics: learnt, frozen, or (GPU only) synchronised over processes."""
+    """Batch statistics: learnt, frozen (of the backbone, where there is more), or (GPU only) synchronised."""
     strategy: Strategy = "ddp"
     """How several processes share the work: copies of the model, or shards of it."""
     seed: int = 0
@@ -64,9 +73,11 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "save_every", "log_every"):
             self._want(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("lr",):
+        for name in ("lr", "poly_power"):
             self._want(name, getattr(self, name) > 0, "more than 0")
-        for name in ("weight_decay", "warmup_epochs", "cooldown_epochs", "clip_grad", "workers", "seed"):
+        self._want("milestones", all(0 < epoch < self.epochs for epoch in self.milestones), "epochs of the run")
+        counts = ("warmup_updates", "warmup_epochs", "cooldown_epochs", "workers", "seed")
+        for name in (*counts, "weight_decay", "clip_grad"):
             self._want(name, getattr(self, name) >= 0, "at least 0")
         self._want("ema_decay", 0 <= self.ema_decay < 1, "at least 0 and below 1")
         self._want("layer_decay", 0 < self.layer_decay <= 1, "more than 0 and at most 1")
