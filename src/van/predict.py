@@ -4,7 +4,7 @@ import glob
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 from PIL import Image
@@ -13,56 +13,84 @@ from torch import nn
 from van.errors import PictureError, UsageError
 from van.models.deploy import can_fuse, fuse
 from van.models.load import Loaded, in_channels_last, load
+from van.models.tiles import in_view
 from van.pictures import find_pictures, read_picture, to_rgb
-from van.preprocess import Preprocess
-from van.results import Classes
-from van.tasks.base import Task
-from van.tasks.classify import Classify
+from van.preprocess import Preprocess, WholePreprocess
+from van.results import Boxes, Classes, Masks
+from van.tasks.base import Frame, Task
+from van.tasks.build import make_task
 
 Picture = str | Path | bytes | Image.Image
+Answer = Classes | Boxes | Masks
+"""What a network says of a picture: by its task classes, things, or a region for every pixel."""
 
 
 class Predictor:
-    """Classifies pictures with a network and the preprocessing that belongs to it.
+    """Answers what is in pictures, by a network and the preprocessing that belongs to it.
 
     ``model`` is the network as it was loaded; pictures go through a copy fused for speed.
 
     Args:
         loaded: what ``van.models.load.load`` gave; most callers use ``Predictor.load``.
         device: where to run; the GPU where there is one if None or ``auto``.
+        min_score: detection only: what scores less is no answer; 0.3 if None.
+        tile_px: semantic segmentation only: see pictures at their own size through a sliding window of so many
+            pixels. What is held in memory does not grow with the picture's height; 0 sees the whole at once.
+        multi_scale: semantic segmentation only: the mean over six scales and their mirror images.
 
     Raises:
-        UsageError: the network classifies nothing, or the device is not here.
+        UsageError: the network has no classes, its task cannot be seen so, or the device is not here.
     """
 
-    def __init__(self, loaded: Loaded, *, device: str | torch.device | None = None) -> None:
-        loaded.want_classifier()
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        device: str | torch.device | None = None,
+        min_score: float | None = None,
+        tile_px: int = 0,
+        multi_scale: bool = False,
+    ) -> None:
+        loaded.want_answers()
         self.device = _usable(device)
         self.model: nn.Module = in_channels_last(loaded.model.eval(), self.device)
-        self._fused = in_channels_last(fuse(self.model), self.device) if can_fuse(self.model) else self.model
-        self.preprocess: Preprocess = loaded.preprocess
+        fused = in_channels_last(fuse(self.model), self.device) if can_fuse(self.model) else self.model
+        self._network = in_view(fused, task=loaded.task, tile_px=tile_px, multi_scale=multi_scale).eval()
+        self.preprocess: Preprocess | WholePreprocess = loaded.preprocess
         self.labels = loaded.labels
         self.notes = loaded.notes
-        self.task: Task = Classify(loaded.labels)
+        options = dict(loaded.task_options)
+        if min_score is not None:
+            if loaded.task not in ("detect", "instances"):
+                raise UsageError(f"min_score is for networks that give boxes; this one's task is {loaded.task}")
+            options["min_score"] = min_score
+        self.task: Task = make_task(loaded.task, loaded.labels, options)
+        self._own_size = tile_px > 0
 
     @classmethod
-    def load(cls, source: str | Path, *, device: str | torch.device | None = None) -> "Predictor":
+    def load(cls, source: str | Path, **options: Any) -> "Predictor":
         """Load from a checkpoint, a public weights file, or a model name such as ``van_b2``.
+
+        Args:
+            source: which of them.
+            options: those of ``Predictor``.
 
         Raises:
             CheckpointError: the file cannot be used.
             HubError: the weights cannot be downloaded.
             UsageError: there is no file and no model of that name; or see ``Predictor``.
         """
-        return cls(load(source), device=device)
+        return cls(load(source), **options)
 
     @overload
-    def __call__(self, pictures: Picture) -> Classes: ...
+    def __call__(self, pictures: Picture) -> Any: ...
     @overload
-    def __call__(self, pictures: Iterable[Picture]) -> list[Classes]: ...
+    def __call__(self, pictures: Iterable[Picture]) -> list[Any]: ...
 
-    def __call__(self, pictures: Picture | Iterable[Picture]) -> Classes | list[Classes]:
-        """Classify one picture, or several in one batch, in their order.
+    def __call__(self, pictures: Picture | Iterable[Picture]) -> Any:
+        """What is in one picture, or in several seen in one batch, in their order.
+
+        The answer is a ``Classes``, a ``Boxes`` or a ``Masks`` of ``van.results``, by the network's task.
 
         Args:
             pictures: paths, file contents or PIL pictures.
@@ -77,10 +105,10 @@ class Predictor:
             raise UsageError(_no_picture("pictures", pictures))
         pictures = list(pictures)
         names = [str(p) if isinstance(p, str | Path) else f"picture {place}" for place, p in enumerate(pictures)]
-        return self._classify([_opened(p, name) for p, name in zip(pictures, names, strict=True)], names)
+        return self._answer([_opened(p, name) for p, name in zip(pictures, names, strict=True)], names)
 
-    def stream(self, paths: Iterable[Path | str], *, batch_size: int = 16) -> Iterator[Classes | PictureError]:
-        """Classify many files in batches, in order; an unreadable one gives its error instead of an answer.
+    def stream(self, paths: Iterable[Path | str], *, batch_size: int = 16) -> Iterator[Answer | PictureError]:
+        """Answer for many files in batches, in order; an unreadable one gives its error instead of an answer.
 
         Raises:
             UsageError: ``batch_size`` is less than 1.
@@ -89,7 +117,7 @@ class Predictor:
             raise UsageError(f"batch_size is {batch_size}; wanted at least 1")
         return self._stream(iter(paths), batch_size)
 
-    def _stream(self, remaining: Iterator[Path | str], batch_size: int) -> Iterator[Classes | PictureError]:
+    def _stream(self, remaining: Iterator[Path | str], batch_size: int) -> Iterator[Answer | PictureError]:
         while chunk := list(itertools.islice(remaining, batch_size)):
             read: dict[int, Image.Image] = {}
             errors: dict[int, PictureError] = {}
@@ -99,17 +127,30 @@ class Predictor:
                 except PictureError as error:
                     errors[place] = error
             names = [str(chunk[place]) for place in read]
-            answers = dict(zip(read, self._classify(list(read.values()), names), strict=True))
+            answers = dict(zip(read, self._answer(list(read.values()), names), strict=True))
             for place in range(len(chunk)):
                 yield errors[place] if place in errors else answers[place]
 
-    def _classify(self, pictures: list[Image.Image], names: list[str]) -> list[Classes]:
+    def _answer(self, pictures: list[Image.Image], names: list[str]) -> list[Answer]:
         if not pictures:
             return []
-        batch = torch.stack([self.preprocess(picture) for picture in pictures])
+        seen = [self._seen(picture) for picture in pictures]
+        frames = [
+            Frame(name, (picture.height, picture.width), (tensor.shape[1], tensor.shape[2]))
+            for name, picture, tensor in zip(names, pictures, seen, strict=True)
+        ]
+        batch = self.task.stack(seen)
         with torch.inference_mode():
-            outputs = self._fused(batch.to(self.device, memory_format=torch.channels_last))
-        return list(self.task.decode(outputs, names))
+            if isinstance(batch, torch.Tensor):
+                outputs = self._network(batch.to(self.device, memory_format=torch.channels_last))
+            else:
+                outputs = self._network([tensor.to(self.device) for tensor in batch])
+        return list(self.task.decode(outputs, frames))
+
+    def _seen(self, picture: Image.Image) -> torch.Tensor:
+        if self._own_size and isinstance(self.preprocess, WholePreprocess):
+            return self.preprocess.at_own_size(picture)
+        return self.preprocess(picture)
 
 
 def expand_pictures(arguments: Iterable[str]) -> list[Path]:

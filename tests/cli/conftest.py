@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from data.made import COLOURS, running, write_checkpoint, write_classes
+from data.made_marked import write_marked_checkpoint, write_scenes
 from van.cli.main import main
 
 
@@ -58,3 +59,21 @@ def colours(tmp_path_factory) -> Path:
 def checkpoint(tmp_path_factory) -> Path:
     """A van_b0 of the three colours, 32 px. Not to be changed."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "best.safetensors")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """Two digit scenes of 64 px to learn from and four held out, in COCO's and ADE20K's layouts. Not to be changed."""
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "scenes", train=2)
+
+
+@pytest.fixture(scope="session")
+def marked(tmp_path_factory) -> Callable[[str], Path]:
+    """The checkpoint of a task over the scenes' classes, made when first asked for. Not to be changed."""
+    folder = tmp_path_factory.mktemp("marked")
+
+    def checkpoint_of(task: str) -> Path:
+        path = folder / f"{task}.safetensors"
+        return path if path.exists() else write_marked_checkpoint(path, task)
+
+    return checkpoint_of

@@ -35,13 +35,17 @@ def trained(colours, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_help_fits_a_page_and_names_what_is_seldom_used(van, name):
+def test_help_fits_a_page_and_names_what_is_seldom_used(van, name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")  # where there is much room, flags stand in two columns
     text = van("train", name, "--help").out
     flags = re.findall(r"^\W{0,3}(--[a-z][a-z-]+)", text, flags=re.M)  # each on a line of its own, -h, --help aside
-    assert 20 < len(flags) <= 30
+    assert 20 < len(flags) <= 32
     assert len(set(flags)) == len(flags)
     assert "--log-every" not in text
-    assert "by --set NAME=VALUE: cooldown_epochs, random_erasing, max_unreadable, save_every, log_every" in text
+    seldom = text.split("by --set NAME=VALUE: ")[1].split(".")[0].split(", ")
+    assert {"milestones", "cooldown_epochs", "warmup_updates", "max_unreadable", "log_every"} <= set(seldom)
+    assert ("random_erasing" in seldom) == (name in ("digits", "finetune", "imagenet1k"))
+    assert ("largest_class" in seldom) != ("random_erasing" in seldom)
 
 
 def test_what_is_seldom_used_is_accepted_all_the_same(van, colours, tmp_path):
@@ -53,6 +57,23 @@ def test_what_is_seldom_used_is_accepted_all_the_same(van, colours, tmp_path):
     stored = recipe(tmp_path / "run")
     wanted = {"cooldown_epochs": 0.5, "random_erasing": 0.2, "max_unreadable": 0.5, "save_every": 2, "log_every": 1}
     assert {name: stored[name] for name in wanted} == wanted
+
+
+def test_epochs_at_which_the_rate_falls_are_told_by_numbers(van, colours, tmp_path):
+    flags = ["--schedule", "step", "--set", "milestones=1,2", "--epochs", "3"]
+    ran = van("train", "finetune", "--data", colours, "--out", tmp_path / "run", *QUICK, *flags)
+    assert ran.status == 0, ran.err
+    assert recipe(tmp_path / "run")["milestones"] == [1, 2]
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    rates = sorted({row["lr"] for row in log if row["kind"] == "train"})
+    assert rates == pytest.approx([2e-6, 2e-5, 2e-4])
+    assert van("train", "finetune", "--out", tmp_path / "run", "--resume").status == 0
+
+
+def test_a_setting_that_a_recipe_does_not_have_is_refused_there(van, tmp_path):
+    ran = van("train", "detect", "--data", tmp_path, "--out", tmp_path / "run", "--set", "random_erasing=0.2")
+    assert ran.status == 2
+    assert "--set random_erasing: wanted NAME=VALUE with NAME one of milestones, cooldown_epochs" in ran.err
 
 
 def test_the_summary_says_how_good_how_long_where_and_what_next(van, colours, tmp_path):
@@ -158,3 +179,31 @@ def test_a_checkpoint_of_another_kind_of_network_is_named(van, checkpoint, tmp_p
     assert ran.status == 2
     assert ran.err.endswith("van: van_b0 was trained to detect; wanted a network that classifies\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_sees_whole_pictures_trains_sums_up_and_goes_on_without_its_flags(van, scenes, tmp_path):
+    out = tmp_path / "run"
+    flags = ["--model", "van_b0", "--from", "scratch", "--short-px", "64", "--long-px", "128", "--crop-px", "64"]
+    flags += ["--epochs", "1", "--batch-size", "2", "--device", "cpu", "--scale", "0.5", "1.5"]
+    ran = van("train", "segment", "--data", scenes, "--out", out, *flags)
+    assert ran.status == 0, ran.err
+    assert re.search(r"^best     mean_iou [01]\.\d{4}.*\(update 1 of 1\)$", ran.out, flags=re.M)
+    assert ran.out.endswith(f"next     van predict {out}/best.safetensors PICTURES\n")
+    before = recipe(out)
+    assert (before["recipe"], before["crop_px"], before["scale"], before["start"]) == (
+        "segment", 64, [0.5, 1.5], "scratch",
+    )  # fmt: skip
+    ran = van("train", "segment", "--out", out, "--resume")
+    assert (ran.status, "nothing was left to train" in ran.out) == (0, True), ran.err
+    assert recipe(out) == before
+    ran = van("train", "detect", "--out", out, "--resume")
+    assert (ran.status, ran.err) == (2, f"van: {out} holds a run of 'segment', not of 'detect'\n")
+
+
+def test_scenes_are_trained_on_with_nothing_but_a_folder_and_a_length(van, tmp_path):
+    flags = ["--train-scenes", "8", "--val-scenes", "2", "--from", "scratch", "--epochs", "1", "--device", "cpu"]
+    ran = van("train", "scenes-segment", "--out", tmp_path / "run", *flags, "--short-px", "64")
+    assert ran.status == 0, ran.err
+    assert (tmp_path / "run" / "scenes" / "ade").is_dir()
+    again = van("train", "scenes-segment", "--out", tmp_path / "run", "--resume")
+    assert (again.status, "nothing was left to train" in again.out) == (0, True), again.err

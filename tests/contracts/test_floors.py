@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from van.tasks.build import TASKS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,6 +30,7 @@ def test_imports_only_go_down():
         ("errors.py", "import van.pictures"),
         ("predict.py", "import van.data.folder"),
         ("tasks/classify.py", "import van.data.folder"),
+        ("engine/fit.py", "import van.tasks.detect"),
         ("ops/cpu.py", "import rich"),
     ],
 )
@@ -39,3 +42,10 @@ def test_an_import_that_goes_up_or_out_is_caught(tmp_path, room, line):
     done = lint_imports(tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "BROKEN" in done.stdout
+
+
+def test_nothing_in_the_engine_names_a_task():
+    """A new task adds files and leaves the engine alone."""
+    for path in sorted((ROOT / "src" / "van" / "engine").glob("*.py")):
+        text = path.read_text(encoding="utf-8").lower()
+        assert [name for name in TASKS if name in text] == [], path

@@ -21,14 +21,25 @@ from PIL import Image
 from models.local_hub import LocalHub
 from van.cli.main import VERBS, main
 from van.cli.train import run as _train  # noqa: F401  imported here so that the first command is not slow
+from van.data.scene_files import write_digit_scenes
+from van.models.segmenters import create_segmenter
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 QUICK = {
     "digits": ["--epochs", "1", "--batch-size", "256"],
-    "finetune": ["--epochs", "1", "--batch-size", "8", "--size-px", "32", "--model", "van_b0"],
+    "finetune": ["--epochs", "1", "--batch-size", "8", "--size-px", "32"],
     "imagenet1k": ["--epochs", "1", "--batch-size", "8", "--size-px", "32", "--workers", "0"],
 }
+SMALL = ["--epochs", "1", "--batch-size", "2", "--short-px", "64", "--long-px", "96"]
+"""For recipes that look at whole pictures."""
+SMALL_CROPS = [*SMALL, "--crop-px", "64"]
+LARGE_RUN = [*SMALL, "--workers", "0", "--precision", "fp32"]
+FEW_SCENES = ["--from", "scratch", "--train-scenes", "4", "--val-scenes", "2"]
+QUICK |= {f"scenes-{task}": [*SMALL, *FEW_SCENES] for task in ("detect", "instances", "segment", "panoptic")}
+QUICK |= {"detect": SMALL, "instances": SMALL, "segment": SMALL_CROPS, "panoptic": SMALL_CROPS}
+QUICK |= {name: [*LARGE_RUN, "--length", "own"] for name in ("coco-retinanet", "coco-mask-rcnn")}
+QUICK |= {name: [*LARGE_RUN, "--updates", "1", "--crop-px", "64"] for name in ("ade20k-fpn", "ade20k-upernet")}
 MAKE_TARGETS = {"demo", "test", "check", "setup", "format", "lock"}
 
 
@@ -68,10 +79,23 @@ def workplace(tmp_path: Path, official_file: Path, monkeypatch: pytest.MonkeyPat
             folder.mkdir(parents=True)
             for picture in range(5):
                 Image.new("RGB", (40, 40), (90 * number, 50 * picture, 70)).save(folder / f"{picture}.JPEG")
-    Image.new("RGB", (300, 240), "grey").save(tmp_path / "cat.jpg")
+    for name in ("cat", "tree", "street"):
+        Image.new("RGB", (300, 240), "grey").save(tmp_path / f"{name}.jpg")
     shutil.copy(official_file, tmp_path)
+    write_marked_sets(tmp_path)
+    segmenter = create_segmenter("van_b0", head="semantic_fpn", num_classes=150)
+    torch.save({"state_dict": segmenter.state_dict()}, tmp_path / "van-b0-in1kpre_fpn.pth")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def write_marked_sets(folder: Path) -> None:
+    """Scenes in the layouts that the pages speak of."""
+    write_digit_scenes(folder / "made", train=4, validation=2, size_px=64)
+    for name in ("apples", "coco", "coco-panoptic"):
+        shutil.copytree(folder / "made" / "coco", folder / name)
+    for name in ("ade20k", "streets"):
+        shutil.copytree(folder / "made" / "ade", folder / name)
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +117,9 @@ def quick(words: list[str]) -> list[str]:
     if "train" not in words or "--resume" in words:
         return words
     recipe = words[words.index("train") + 1]
-    model = [] if "--from" in words else ["--from", "scratch"]
-    return [*words, *QUICK[recipe], *(model if recipe == "finetune" and "torchrun" in words else [])]
+    trains_from_nothing = "torchrun" in words if recipe == "finetune" else recipe not in ("digits", "imagenet1k")
+    start = ["--from", "scratch"] if trains_from_nothing and "--from" not in words else []
+    return [*words, *QUICK[recipe], "--model", "van_b0", *start]
 
 
 def run(command: str, environment: dict[str, str]) -> None:
@@ -131,6 +156,9 @@ def test_every_command_of_a_page_runs_in_its_order(
 def test_every_script_of_a_page_runs(page: str, workplace: Path, official_file: Path, monkeypatch: pytest.MonkeyPatch):
     """A model asked for with ``pretrained=True`` or by a run's name is given the weights made here."""
     assert main(["convert", str(official_file), "runs/flowers/best.safetensors"]) == 0
+    for recipe, data in (("detect", "apples"), ("segment", "streets")):
+        words = ["van", "train", recipe, "--data", data, "--out", f"runs/{data}"]
+        assert main(quick(words)[1:]) == 0
     for script in scripts(page):
         local = script.replace(
             "pretrained=True", f"pretrained=True, pretrained_cfg_overlay=dict(file={str(official_file)!r})"

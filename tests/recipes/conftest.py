@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from data.made import COLOURS, running, write_checkpoint, write_classes
+from data.made_marked import write_scenes
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +29,9 @@ def colours(tmp_path_factory) -> Path:
 def checkpoint(tmp_path_factory) -> Path:
     """A van_b0 of the three colours, 32 px. Not to be changed."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "start.safetensors")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """Ten digit scenes of 64 px to learn from and four held out, in COCO's and ADE20K's layouts. Not to be changed."""
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "scenes")

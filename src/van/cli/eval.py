@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from van.engine.evaluate import Evaluation
 
 
+MOST_COLUMNS = 6
+"""Figures of each class in the table; --json has them all."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalSettings:
     """Flags of ``van eval``."""
@@ -24,9 +28,9 @@ class EvalSettings:
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A checkpoint, a public weights file, or a model name such as van_b2."""
     data: Path
-    """A folder of class folders; its val, valid, validation or test folder is taken where there is one."""
-    batch_size: int = 64
-    """Pictures at once, in each process."""
+    """Class folders, or a set with boxes or masks in any layout that can be trained on; its held-out part is taken."""
+    batch_size: int | None = None
+    """Pictures at once, in each process; 64 for classes, 4 for whole pictures if not given."""
     workers: int = 0
     """Processes that read pictures."""
     device: str = "auto"
@@ -34,7 +38,11 @@ class EvalSettings:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward pass."""
     confusion: Path | None = None
-    """Draw the confusion matrix into this PNG."""
+    """Draw the confusion matrix into this PNG; of pictures, or of pixels for segmentation."""
+    tile_px: int = 0
+    """Segmentation: see pictures at their own size through a sliding window of so many pixels."""
+    multi_scale: bool = False
+    """Segmentation: the mean over six scales and their mirror images."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -45,54 +53,73 @@ def run(arguments: Sequence[str]) -> int:
         EvalSettings,
         arguments,
         verb="eval",
-        description="Measure top-1, top-5 and loss. Unreadable pictures are named, count in no metric, give status 1.",
+        description="Measure a network by its task: top-1 and top-5; COCO's figures of boxes and masks; mean IoU; "
+        "panoptic quality. Unreadable pictures are named, count in no metric, give status 1.",
         examples=(
             "van eval runs/digits/best.safetensors --data digits",
             "van eval van_b2 --data imagenet --workers 4 --confusion confusion.png --json",
+            "van eval runs/streets/best.safetensors --data streets --multi-scale",
             "torchrun --nproc-per-node 2 -m van eval runs/flowers/best.safetensors --data flowers",
         ),
     )
     _check(settings)
-    from van.data.folder import evaluation_items
-    from van.data.pictures import PictureSet
+    from van.data.evaluation import evaluation_set
     from van.engine.distributed import started
     from van.engine.evaluate import evaluate
     from van.models.load import in_channels_last, load
-    from van.tasks.classify import MOST_CLASSES_IN_A_TABLE, Classify
+    from van.models.tiles import in_view
+    from van.tasks.build import make_task
 
     loaded = load(settings.checkpoint)
-    loaded.want_classifier()
-    classes = len(loaded.labels)
-    if settings.confusion is not None and not 1 < classes <= MOST_CLASSES_IN_A_TABLE:
-        raise UsageError(f"--confusion: there are {classes} classes; wanted 2 to {MOST_CLASSES_IN_A_TABLE:,}")
-    samples = PictureSet(evaluation_items(settings.data, loaded.labels), loaded.preprocess)
+    loaded.want_answers()
+    _check_confusion(settings, loaded.task, len(loaded.labels))
+    network = in_view(loaded.model, task=loaded.task, tile_px=settings.tile_px, multi_scale=settings.multi_scale)
+    task = make_task(loaded.task, loaded.labels, loaded.task_options)
+    samples = evaluation_set(
+        settings.data,
+        task=loaded.task,
+        labels=loaded.labels,
+        preprocess=loaded.preprocess,
+        own_size=settings.tile_px > 0,
+    )
     with started(device=settings.device, precision=settings.precision) as accelerator:
-        model = in_channels_last(loaded.model, accelerator.device)
         found = evaluate(
-            Classify(loaded.labels),
-            model,
+            task,
+            in_channels_last(network.eval(), accelerator.device),
             samples,
             accelerator,
-            batch_size=settings.batch_size,
+            batch_size=settings.batch_size or (64 if loaded.task == "classify" else 4),
             workers=settings.workers,
             on_batch=_show_progress if accelerator.is_main_process and sys.stderr.isatty() else None,
         )
         main = accelerator.is_main_process
     if main:
-        for note in (*loaded.notes, *_flattered(settings.data, loaded.recipe)):
+        notes = _flattered(settings.data, loaded.recipe) if loaded.task == "classify" else []
+        for note in (*loaded.notes, *notes):
             print(note, file=sys.stderr)
-        _report(settings, loaded.labels, found)
+        _report(settings, loaded.task, loaded.labels, found)
     return 1 if found.unreadable or not _is_finite(found) else 0
 
 
 def _check(settings: EvalSettings) -> None:
     """Refuse what would only fail after the work is done."""
-    if settings.batch_size < 1 or settings.workers < 0:
+    if (settings.batch_size is not None and settings.batch_size < 1) or settings.workers < 0:
         raise UsageError(
             f"--batch-size is {settings.batch_size}, --workers {settings.workers}; wanted at least 1 and 0"
         )
     if settings.confusion is not None and settings.confusion.suffix.lower() != ".png":
         raise UsageError(f"--confusion is {settings.confusion}; wanted a name ending in .png")
+
+
+def _check_confusion(settings: EvalSettings, task: str, classes: int) -> None:
+    from van.tasks.classify import MOST_CLASSES_IN_A_TABLE
+
+    if settings.confusion is None:
+        return
+    if task not in ("classify", "segment"):
+        raise UsageError(f"--confusion: a network that was made for the task {task} has none; leave it out")
+    if not 1 < classes <= MOST_CLASSES_IN_A_TABLE:
+        raise UsageError(f"--confusion: there are {classes} classes; wanted 2 to {MOST_CLASSES_IN_A_TABLE:,}")
 
 
 def _flattered(data: Path, recipe: Mapping[str, Any]) -> list[str]:
@@ -107,52 +134,66 @@ def _flattered(data: Path, recipe: Mapping[str, Any]) -> list[str]:
     return [f"{data} holds the pictures that this network learnt from: it will do worse on new ones"]
 
 
-def _report(settings: EvalSettings, labels: Sequence[str], found: "Evaluation") -> None:
-    confusion = found.details["confusion"]
+def _report(settings: EvalSettings, task: str, labels: Sequence[str], found: "Evaluation") -> None:
     if settings.json:
-        print(json.dumps(_record(settings, labels, found), indent=2))
+        print(json.dumps(_record(settings, task, found), indent=2))
     else:
         for name, value in found.metrics.items():
-            print(f"{name:<8}{value:.4f}")
-        print(f"samples {found.samples}")
-        if confusion is not None:
-            print(f"\n{'class':<24}{'pictures':>9}{'right':>9}{'share':>9}")
-            for label, count, right in _per_class(labels, confusion):
-                print(f"{label[:23]:<24}{count:>9}{right:>9}{right / count:>9.3f}")
+            print(f"{name:<16}{value:.4f}")
+        print(f"{'samples':<16}{found.samples}")
+        _print_classes(found.details["per_class"])
     if not _is_finite(found):
         print("the network answers with NaN or infinity, so these figures mean nothing; look at it", file=sys.stderr)
     for name, reason in found.unreadable:
         print(f"unreadable, in no metric: {name}: {reason}", file=sys.stderr)
-    if settings.confusion is not None and confusion is not None:
+    if settings.confusion is not None:
         from van.checkpoint import atomic_path
         from van.results.charts import draw_confusion
 
         with atomic_path(settings.confusion) as temporary:
-            draw_confusion(confusion, labels, temporary)
+            draw_confusion(found.details["confusion"], labels, temporary)
         print(f"confusion matrix: {settings.confusion}", file=sys.stderr)
 
 
-def _record(settings: EvalSettings, labels: Sequence[str], found: "Evaluation") -> dict[str, Any]:
-    confusion = found.details["confusion"]
-    per_class = [] if confusion is None else _per_class(labels, confusion)
+def _print_classes(per_class: Mapping[str, Mapping[str, float]]) -> None:
+    """One line for each class, its figures in columns."""
+    if not per_class:
+        return
+    columns = list(dict.fromkeys(column for values in per_class.values() for column in values))
+    main = [column for column in columns if column.endswith(("_ap", "_ap50", "_ap75"))]
+    columns = main if len(main) == MOST_COLUMNS else columns[:MOST_COLUMNS]  # those of boxes and of masks
+    width = max(9, *(len(column) + 2 for column in columns))
+    print("\n" + f"{'class':<24}" + "".join(f"{column:>{width}}" for column in columns))
+    for label, values in per_class.items():
+        print(f"{label[:23]:<24}" + "".join(_figure(values.get(column), width) for column in columns))
+
+
+def _figure(value: float | None, width: int) -> str:
+    """A count or a share, right-aligned; a dash where a class has none."""
+    if value is None or not math.isfinite(value):
+        return f"{'-':>{width}}"
+    return f"{value:>{width}}" if isinstance(value, int) else f"{value:>{width}.3f}"
+
+
+def _record(settings: EvalSettings, task: str, found: "Evaluation") -> dict[str, Any]:
     return {
-        "task": "classify",
+        "task": task,
         "checkpoint": settings.checkpoint,
         "data": str(settings.data),
         "samples": found.samples,
-        "metrics": {name: value if math.isfinite(value) else None for name, value in found.metrics.items()},
-        "per_class": {label: {"samples": count, "top1": right / count} for label, count, right in per_class},
+        "metrics": _without_nan(found.metrics),
+        "per_class": {label: _without_nan(values) for label, values in found.details["per_class"].items()},
         "unreadable": [{"picture": name, "reason": reason} for name, reason in found.unreadable],
     }
 
 
+def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN; what has no value is null."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
 def _is_finite(found: "Evaluation") -> bool:
     return all(math.isfinite(value) for value in found.metrics.values())
-
-
-def _per_class(labels: Sequence[str], confusion: Any) -> list[tuple[str, int, int]]:
-    counts, right = confusion.sum(axis=1), confusion.diagonal()
-    return [(label, int(counts[i]), int(right[i])) for i, label in enumerate(labels) if counts[i]]
 
 
 def _show_progress(done: int, total: int) -> None:

@@ -14,12 +14,12 @@ from typing import NoReturn
 from van.errors import UsageError, VanError
 
 VERBS = {
-    "train": "train a network by a recipe: digits, finetune, imagenet1k",
-    "eval": "measure a checkpoint on a folder of labelled pictures",
+    "train": "train a network by a recipe, to classify, detect or segment; on your own pictures or embedded ones",
+    "eval": "measure a checkpoint on labelled pictures",
     "predict": "say what is in pictures",
     "models": "list the networks, their sizes and their public weights",
     "convert": "turn any public VAN weights into a checkpoint of this package",
-    "data": "write an embedded set out as files: digits, or scenes of them",
+    "data": "find what is wrong in a data set; write the embedded sets out as files",
     "bench": "measure operators and whole networks side by side, each checked first",
     "design": "find the best dilation for a kernel size, and what it costs",
 }

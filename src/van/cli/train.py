@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -23,37 +23,68 @@ _EXAMPLES = {
         "torchrun --nproc-per-node 2 -m van train finetune --data flowers --out runs/two",
     ),
     "imagenet1k": ("torchrun --nproc-per-node 8 -m van train imagenet1k --data imagenet --model van_b2 --out runs/b2",),
+    "scenes-detect": ("van train scenes-detect --out runs/scenes-detect",),
+    "scenes-instances": ("van train scenes-instances --out runs/scenes-instances",),
+    "scenes-segment": ("van train scenes-segment --out runs/scenes-segment",),
+    "scenes-panoptic": ("van train scenes-panoptic --out runs/scenes-panoptic",),
+    "detect": (
+        "van train detect --data apples --model van_b1 --out runs/apples",
+        "van train detect --data apples --head d_fine --short-px 640 --long-px 640 --out runs/d-fine",
+    ),
+    "instances": ("van train instances --data apples --from runs/apples/best.safetensors --out runs/outlines",),
+    "segment": ("van train segment --data streets --head upernet --model van_b2 --out runs/streets",),
+    "panoptic": ("van train panoptic --data coco --out runs/panoptic",),
+    "coco-retinanet": ("torchrun --nproc-per-node 8 -m van train coco-retinanet --data coco --out runs/retinanet",),
+    "coco-mask-rcnn": (
+        "torchrun --nproc-per-node 8 -m van train coco-mask-rcnn --data coco --length 3x --model van_b2 --out runs/3x",
+    ),
+    "ade20k-fpn": ("torchrun --nproc-per-node 8 -m van train ade20k-fpn --data ade20k --out runs/fpn",),
+    "ade20k-upernet": ("torchrun --nproc-per-node 8 -m van train ade20k-upernet --data ade20k --out runs/upernet",),
 }
 
 
-_SELDOM = {
+def _epochs(text: str) -> tuple[int, ...]:
+    """``8,11`` as numbers."""
+    return tuple(int(number) for number in text.split(","))
+
+
+_SELDOM: dict[str, Callable[[str], Any]] = {
+    "milestones": _epochs,
     "cooldown_epochs": float,
     "random_erasing": float,
+    "poly_power": float,
+    "warmup_updates": int,
+    "largest_class": float,
     "max_unreadable": float,
     "save_every": int,
     "log_every": int,
 }
 """Settings without a flag of their own, for ``--set``."""
+_WORDS: dict[Callable[[str], Any], str] = {
+    int: "a whole number", float: "a number", _epochs: "whole numbers such as 8,11",
+}  # fmt: skip
 
 
 def run(arguments: Sequence[str]) -> int:
     """Choose the recipe, read its flags, run it, print how it ended."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        listed = "\n".join(f"  {name:<12}{text}" for name, text in RECIPES.items())
+        listed = "\n".join(f"  {name:<18}{recipe.text}" for name, recipe in RECIPES.items())
         print(f"usage: van train RECIPE --out FOLDER ...\n\n{listed}\n\nvan train RECIPE --help says more. Examples:\n")
-        print("\n".join(f"  {example}" for examples in _EXAMPLES.values() for example in examples))
+        print("\n".join(f"  {examples[0]}" for examples in _EXAMPLES.values()))
         return 0 if arguments else 2
     name, *rest = arguments
-    rest, changes = _take_changes(rest)
     if name not in RECIPES:
         raise UsageError(f"there is no recipe {name!r}; known: {', '.join(RECIPES)}; see van train --help")
-    module = importlib.import_module(f"van.recipes.{name}")
-    settings_class = getattr(module, f"{name.capitalize()}Settings")
+    recipe = RECIPES[name]
+    module = importlib.import_module(f"van.recipes.{recipe.module}")
+    settings_class = getattr(module, recipe.settings)
+    seldom = [setting for setting in _SELDOM if setting in _names_in(settings_class)]
+    rest, changes = _take_changes(rest, seldom)
     settings = parse(
         settings_class,
         rest,
         verb=f"train {name}",
-        description=f"{RECIPES[name]}\n\nSeldom used, by --set NAME=VALUE: {', '.join(_SELDOM)}.",
+        description=f"{recipe.text}\n\nSeldom used, by --set NAME=VALUE: {', '.join(seldom)}.",
         examples=_EXAMPLES[name],
         default=_stored_settings(settings_class, rest),
     )
@@ -64,7 +95,15 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _take_changes(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+def _names_in(settings_class: Any) -> set[str]:
+    """The settings of a recipe and of its parts."""
+    names: set[str] = set()
+    for name, kind in get_type_hints(settings_class).items():
+        names |= _names_in(kind) if dataclasses.is_dataclass(kind) else {name}
+    return names
+
+
+def _take_changes(arguments: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Split ``--set NAME=VALUE`` off the other arguments."""
     rest: list[str] = []
     changes: dict[str, Any] = {}
@@ -76,13 +115,12 @@ def _take_changes(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         text = next(remaining, "") if argument == "--set" else argument.removeprefix("--set=")
         name, _, value = text.partition("=")
         name = name.replace("-", "_")
-        if name not in _SELDOM:
-            raise UsageError(f"--set {name}: wanted NAME=VALUE with NAME one of {', '.join(_SELDOM)}")
+        if name not in known:
+            raise UsageError(f"--set {name}: wanted NAME=VALUE with NAME one of {', '.join(known)}")
         try:
             changes[name] = _SELDOM[name](value)
         except ValueError as error:
-            wanted = "a whole number" if _SELDOM[name] is int else "a number"
-            raise UsageError(f"--set {name}={value}: wanted {wanted}") from error
+            raise UsageError(f"--set {name}={value}: wanted {_WORDS[_SELDOM[name]]}") from error
     return rest, changes
 
 

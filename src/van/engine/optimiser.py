@@ -43,8 +43,8 @@ def make_schedule(optimiser: Optimizer, settings: TrainSettings, updates_per_epo
     rising = min(rising, round(settings.epochs / 2 * updates_per_epoch))
     warmup = {"warmup_t": rising, "warmup_lr_init": settings.lr * 1e-3, "t_in_epochs": False}
     if settings.schedule == "step":
-        steps = [epoch * updates_per_epoch for epoch in settings.milestones]
-        return MultiStepLRScheduler(optimiser, decay_t=steps, decay_rate=0.1, **warmup)
+        steps = [epoch * updates_per_epoch + 1 for epoch in settings.milestones]  # timm counts from the next update
+        return MultiStepLRScheduler(optimiser, decay_t=steps, decay_rate=0.1, warmup_prefix=False, **warmup)
     flat = round(min(settings.cooldown_epochs, settings.epochs / 2) * updates_per_epoch)
     falling = {"t_initial": max(2, updates - rising - flat), "warmup_prefix": True, **warmup}
     if settings.schedule == "poly":

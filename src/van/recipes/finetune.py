@@ -58,6 +58,7 @@ def run(settings: FinetuneSettings) -> Summary:
     """
     from van.data.folder import read_split
     from van.engine.run_folder import check_run
+    from van.preprocess import Preprocess
 
     check_run(settings.out, {}, resume=settings.resume)
     split = read_split(settings.data, validation_share=settings.validation_share, seed=settings.train.seed)
@@ -68,6 +69,7 @@ def run(settings: FinetuneSettings) -> Summary:
         tell(f"the network is {start.name}, which {settings.start} holds, and not --model {settings.model}")
         settings = dataclasses.replace(settings, model=start.name)
     preprocess = start.preprocess
+    assert isinstance(preprocess, Preprocess)  # as of every network that classifies
     if settings.size_px:
         preprocess = dataclasses.replace(preprocess, size_px=settings.size_px)
     return train_classifier(
@@ -115,7 +117,7 @@ def _start(settings: FinetuneSettings, labels: Sequence[str]) -> Loaded:
             preprocess=Preprocess(),
         )
     source = settings.model if settings.start == "pretrained" else settings.start
-    loaded = load(source, num_classes=len(labels), options=options)
+    loaded = load(source, num_classes=len(labels), options=options, backbone_only=True)
     loaded.want_classifier()
     for note in loaded.notes:
         tell(note)
