@@ -157,14 +157,13 @@ def test_masks_are_the_map_that_json_tells_of(van, marked, held_out, wide, tmp_p
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 @pytest.mark.parametrize("task", BOXES)
 def test_coco_s_own_tools_read_the_results_file(van, marked, scenes, held_out, tmp_path, capsys, task):
-    """Digits alone make a file's name the picture's number; the scenes count from 1, so they are renumbered."""
-    numbers = {}
-    for place, path in enumerate(held_out, start=1):
-        numbers[place] = shutil.copy(path, tmp_path / f"{place:012d}.png")
-    file = tmp_path / "found" / "results.json"
-    ran = van("predict", marked(task), *numbers.values(), "--coco", file, "--device", "cpu")
+    file, annotations = tmp_path / "found" / "results.json", scenes / "coco" / "annotations" / "instances_val.json"
+    ran = van("predict", marked(task), *held_out, "--coco", file, "--annotations", annotations, "--device", "cpu")
     assert ran.status == 0
-    truth = COCO(str(scenes / "coco" / "annotations" / "instances_val.json"))
+    truth = COCO(str(annotations))
+    numbers = {
+        truth.imgs[number]["id"]: scenes / "coco" / "val" / truth.imgs[number]["file_name"] for number in truth.imgs
+    }
     results = truth.loadRes(str(file))
     capsys.readouterr()
     predictor = Predictor.load(marked(task), device="cpu")
@@ -179,6 +178,29 @@ def test_coco_s_own_tools_read_the_results_file(van, marked, scenes, held_out, t
             assert [x, y, x + width, y + height] == pytest.approx(thing.box)
             if thing.mask is not None:
                 np.testing.assert_array_equal(results.annToMask(one), thing.mask)
+
+
+def test_without_annotations_pictures_count_from_1_and_are_named(van, marked, held_out, tmp_path):
+    assert van("predict", marked("detect"), *held_out, "--coco", tmp_path / "c.json", "--device", "cpu").status == 0
+    found = json.loads((tmp_path / "c.json").read_text())
+    places = {path.name: place for place, path in enumerate(held_out, start=1)}
+    assert {one["file_name"] for one in found} <= set(places)
+    assert all(one["image_id"] == places[one["file_name"]] for one in found)
+
+
+def test_annotations_that_lack_a_picture_or_are_none_are_refused(van, marked, scenes, held_out, tmp_path):
+    annotations = scenes / "coco" / "annotations" / "instances_train.json"
+    other = shutil.copy(held_out[0], tmp_path / "other.png")
+    for file, message in (
+        (annotations, "has no picture other.png, and lacks 1 in all"),
+        (other, "cannot be read as COCO"),
+    ):
+        ran = van("predict", marked("detect"), other, "--coco", tmp_path / "c.json", "--annotations", file)
+        assert ran.status == 2
+        assert message in ran.err
+    ran = van("predict", marked("detect"), other, "--annotations", annotations)
+    assert (ran.status, "--annotations is for --coco" in ran.err) == (2, True)
+    assert not (tmp_path / "c.json").exists()
 
 
 @pytest.mark.parametrize("style", ["text", "--json", "--csv"])

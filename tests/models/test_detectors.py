@@ -206,3 +206,25 @@ def test_boxes_and_scores_are_float32_under_autocast(head):
         (found,) = network.eval()([picture])
     assert {value.dtype for value in losses.values()} == {torch.float32}
     assert {value.dtype for name, value in found.items() if name != "labels"} == {torch.float32}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_an_answer_does_not_depend_on_the_other_pictures_of_its_batch(head):
+    """Padding is seen, as the control shows: on a larger canvas the same picture is scored otherwise."""
+    torch.manual_seed(1)
+    thresholds = {"box_score_thresh": 0.0} if "rcnn" in head else {"score_thresh": 0.0}
+    network = create_detector("van_b0", head=head, num_classes=2, channels=64, **thresholds).eval()
+    for weight in network.get_classifier().parameters():
+        torch.nn.init.normal_(weight, std=0.05)  # untrained, all scores would be equal
+    pictures = [torch.randn(3, *size) for size in ((64, 96), (128, 40), (64, 90), (128, 64))]
+    with torch.no_grad():
+        together = network(pictures)
+        for picture, found in zip(pictures, together, strict=True):
+            (alone,) = network([picture])
+            torch.testing.assert_close(found["scores"], alone["scores"], rtol=0, atol=1e-5)
+            assert found["scores"].std() > 1e-3
+        padded = torch.zeros(3, 128, 96)
+        padded[:, :64] = pictures[0]
+        (other,) = network([padded])
+    count = min(len(other["scores"]), len(together[0]["scores"]))
+    assert not torch.allclose(other["scores"][:count], together[0]["scores"][:count], atol=1e-4)

@@ -270,3 +270,12 @@ def test_what_cannot_be_trained_is_named_and_leaves_no_run_behind(scenes, tmp_pa
     with pytest.raises(kind, match=message):
         run(settings(scenes, tmp_path / "run", task, **values))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_backbone_is_the_one_that_the_starting_weights_hold(tmp_path, scenes, capsys):
+    """Its size is read off the file, as for classification: nobody has to say it twice."""
+    source = tmp_path / "small.pth"
+    torch.save(create("van_b0", num_classes=3).state_dict(), source)
+    run(settings(scenes, tmp_path / "run", "segment", start=str(source), model="van_b1"))
+    assert f"the backbone is van_b0, which {source} holds, and not --model van_b1" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "run" / "best.safetensors").model == "van_b0"

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Output:
         draw: a folder for drawings.
         masks: a folder for masks.
         coco: a COCO results file.
+        picture_ids: for that file, the id of each picture by its file's name; their places from 1 if None.
     """
 
     top: int
@@ -39,6 +41,7 @@ class Output:
     draw: Path | None
     masks: Path | None
     coco: Path | None
+    picture_ids: Mapping[str, int] | None = None
 
     def check(self, task: str) -> None:
         """Refuse what a network of that task cannot give, before it is asked.
@@ -50,6 +53,23 @@ class Output:
             raise UsageError(f"--masks is for maps of regions; this network's task is {task}")
         if self.coco is not None and task not in ("detect", "instances"):
             raise UsageError(f"--coco is for boxes; this network's task is {task}")
+
+
+def read_picture_ids(annotations: Path, pictures: Iterable[Path]) -> dict[str, int]:
+    """The id of every picture in a COCO annotation file, by the name of its file.
+
+    Raises:
+        UsageError: the file cannot be read, or it lacks one of the pictures.
+    """
+    try:
+        entries = json.loads(annotations.read_bytes())["images"]
+        ids = {Path(entry["file_name"]).name: int(entry["id"]) for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--annotations {annotations} cannot be read as COCO's ({error!r})") from error
+    unknown = [path.name for path in pictures if path.name not in ids]
+    if unknown:
+        raise UsageError(f"--annotations {annotations} has no picture {unknown[0]}, and lacks {len(unknown)} in all")
+    return ids
 
 
 class Writer:
@@ -84,7 +104,8 @@ class Writer:
                 answer.to_picture().save(temporary, format="png")
         if self.output.coco is not None and isinstance(answer, Boxes):
             file = Path(answer.name).name
-            number = int(Path(file).stem) if Path(file).stem.isdecimal() else self._count
+            ids = self.output.picture_ids
+            number = self._count if ids is None else ids[file]
             self._results += [{**found, "file_name": file} for found in answer.to_coco(number)]
 
     def finish(self) -> None:

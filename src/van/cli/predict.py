@@ -44,6 +44,8 @@ class PredictSettings:
     """Segmentation: write a PNG with the class or the region of each pixel into this folder."""
     coco: Path | None = None
     """Detection: write everything found into this file, as COCO's results."""
+    annotations: Path | None = None
+    """For --coco: the annotation file that has the pictures' ids; without it they count from 1."""
     json: bool = False
     """Print one JSON object a line."""
     csv: bool = False
@@ -67,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
         ),
     )
     _check(settings)
-    from van.cli.answers import Output, Writer
+    from van.cli.answers import Output, Writer, read_picture_ids
     from van.models.load import load
     from van.ops import keep_freed_memory
     from van.predict import Predictor, expand_pictures
@@ -78,7 +80,15 @@ def run(arguments: Sequence[str]) -> int:
         raise UsageError("standard input lists no pictures")
     loaded = load(settings.model)
     style = "json" if settings.json else "csv" if settings.csv else "text"
-    output = Output(top=settings.top or 0, style=style, draw=settings.draw, masks=settings.masks, coco=settings.coco)
+    ids = None if settings.annotations is None else read_picture_ids(settings.annotations, paths)
+    output = Output(
+        top=settings.top or 0,
+        style=style,
+        draw=settings.draw,
+        masks=settings.masks,
+        coco=settings.coco,
+        picture_ids=ids,
+    )
     output.check(loaded.task)
     predictor = Predictor(
         loaded,
@@ -114,6 +124,8 @@ def _check(settings: PredictSettings) -> None:
         folder = getattr(settings, name)
         if folder is not None and folder.exists() and not folder.is_dir():
             raise UsageError(f"--{name} {folder} is a file; wanted a folder")
+    if settings.annotations is not None and settings.coco is None:
+        raise UsageError("--annotations is for --coco, which is not given; add it or leave both out")
     if settings.coco is not None and (settings.coco.suffix != ".json" or settings.coco.is_dir()):
         raise UsageError(f"--coco is {settings.coco}; wanted a file name ending in .json")
 

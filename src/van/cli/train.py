@@ -65,6 +65,10 @@ _WORDS: dict[Callable[[str], Any], str] = {
 }  # fmt: skip
 
 
+MOST_SHOWN = 4
+"""Metrics in the summary, the headline first; the checkpoint and the log have them all."""
+
+
 def run(arguments: Sequence[str]) -> int:
     """Choose the recipe, read its flags, run it, print how it ended."""
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -190,7 +194,7 @@ def _plain(kind: Any, value: Any) -> Any:
 def print_summary(out: Path, summary: Any) -> None:
     """One screen: how good, how long, what was passed over, where everything lies, what next."""
     minutes, seconds = divmod(round(summary.seconds), 60)
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in summary.metrics.items())
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in list(summary.metrics.items())[:MOST_SHOWN])
     print(f"\nbest     {shown} (update {summary.best_update} of {summary.updates})")
     speed = f", {summary.pictures_per_s:.0f} pictures/s in training" if summary.pictures_per_s else ""
     print(f"time     {minutes} min {seconds} s{speed or '; nothing was left to train'}")

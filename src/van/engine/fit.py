@@ -7,7 +7,7 @@ place in the run alone, so a run that was killed ends, once resumed, with the bi
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -250,20 +250,20 @@ class _Trainer:
             workers=self.settings.workers,
         )
         self.progress.seconds += time.perf_counter() - began
-        headline = found.metrics[self.job.task.headline]
+        metrics = _first(self.job.task.headline, found.metrics)
+        headline = metrics[self.job.task.headline]
         if headline > self.progress.best:
             self.progress.best, self.progress.best_update = headline, self.progress.update
-            self.metrics = found.metrics
+            self.metrics = metrics
             whole = states.model_state(model)
             if self.accelerator.is_main_process:
-                self.job.checkpoint(whole, found.metrics).save(self.out / "best.safetensors")
+                self.job.checkpoint(whole, metrics).save(self.out / "best.safetensors")
         if self.folder is not None:
-            self.folder.log("eval", self.progress.update, epoch=epoch + 1, **found.metrics, samples=found.samples)
+            self.folder.log("eval", self.progress.update, epoch=epoch + 1, **metrics, samples=found.samples)
             for name, reason in found.unreadable:
                 self.folder.log("event", self.progress.update, unreadable=name, reason=reason)
             self.folder.draw(at_least_s=60)
-        shown = sorted(found.metrics.items(), key=lambda metric: metric[0] != self.job.task.headline)[:MOST_SHOWN]
-        text = ", ".join(f"{name} {value:.4f}" for name, value in shown)
+        text = ", ".join(f"{name} {value:.4f}" for name, value in list(metrics.items())[:MOST_SHOWN])
         unread = f", {len(found.unreadable)} unreadable" if found.unreadable else ""
         self.line.say(f"epoch {epoch + 1}/{self.settings.epochs}: {text} on {found.samples} held out{unread}")
         self._save_last()
@@ -314,6 +314,11 @@ class _Trainer:
             f"stopped by {self.stop.signal_name or 'a signal'} after update {self.progress.update} of {self.updates}; "
             f"everything is in {self.out}; repeat the command with --resume to go on"
         )
+
+
+def _first(headline: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics, the headline in front, where a reader looks."""
+    return {headline: metrics[headline], **metrics}
 
 
 def _grouped(loader: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

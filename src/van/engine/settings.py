@@ -28,7 +28,7 @@ class TrainSettings:
     lr: float = 1e-3
     """Highest learning rate of AdamW; it warms up linearly, then falls by the schedule."""
     schedule: Schedule = "cosine"
-    """How the learning rate falls: by a cosine, a power of what is left, or tenfold at --milestones."""
+    """How the learning rate falls: by a cosine, a power of what is left, or tenfold after --set milestones=8,11."""
     milestones: tyro.conf.Suppress[tuple[int, ...]] = ()
     """Epochs after which the learning rate falls tenfold, under the schedule step."""
     poly_power: tyro.conf.Suppress[float] = 1.0

@@ -40,6 +40,8 @@ _CLASS_LAYERS = {
     "faster_rcnn": ("roi_heads.box_predictor",),
     "mask_rcnn": ("roi_heads.box_predictor", "roi_heads.mask_predictor.mask_fcn_logits"),
 }
+_MULTIPLE = 32
+"""Pictures are padded to sides of so many pixels."""
 _LAST_LAYERS = ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor")
 _TAKEN = ("backbone", "num_classes", "min_size", "max_size", "image_mean", "image_std", "self", "kwargs")
 """Options of torchvision's that are set here, or have no meaning for pictures that are ready."""
@@ -156,10 +158,17 @@ class Detector(nn.Module):
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         if targets is not None:
             targets = [{**target, "labels": target["labels"] + self.first_label} for target in targets]
-        found = self.detector(pictures, targets)
         if self.training:
-            return found
-        return [{**each, "labels": each["labels"] - self.first_label} for each in found]
+            return self.detector(pictures, targets)
+        canvases: dict[tuple[int, ...], list[int]] = {}
+        for place, picture in enumerate(pictures):
+            canvas = tuple(-(-side // _MULTIPLE) * _MULTIPLE for side in picture.shape[1:])
+            canvases.setdefault(canvas, []).append(place)
+        answers: dict[int, dict[str, Tensor]] = {}
+        for places in canvases.values():  # padding is seen, so that an answer would depend on the other pictures
+            found = self.detector([pictures[place] for place in places])
+            answers |= zip(places, found, strict=True)
+        return [{**found, "labels": found["labels"] - self.first_label} for _, found in sorted(answers.items())]
 
 
 def _in_float32(module: nn.Module, arguments: Any, output: Any) -> Any:

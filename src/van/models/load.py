@@ -107,14 +107,14 @@ def load(
     raise UsageError(unknown(str(source)))
 
 
-def start_backbone(network: nn.Module, source: str | Path) -> Loaded:
+def start_backbone(network: nn.Module, source: "str | Path | Loaded") -> Loaded:
     """Put the weights of any network on VAN into the backbone of one with a head, entry for entry.
 
     The eps of LayerNorm is no weight: it stays as ``network`` has it.
 
     Args:
         network: has a VAN under ``backbone``.
-        source: as for ``load``; its classifier or head is left behind.
+        source: as for ``load``, or what that gave; its classifier or head is left behind.
 
     Returns:
         What was loaded; its notes tell where the weights came from, what was left behind, and which eps differs.
@@ -126,11 +126,12 @@ def start_backbone(network: nn.Module, source: str | Path) -> Loaded:
     backbone = getattr(network, "backbone", None)
     if not isinstance(backbone, VAN):
         raise UsageError(f"{type(network).__name__} has no VAN under 'backbone'; wanted a network with a head on one")
-    loaded = load(source, num_classes=0)
-    notes = [*loaded.notes, *load_strictly(backbone, loaded.model.state_dict(), source=str(source))]
+    loaded = source if isinstance(source, Loaded) else load(source, num_classes=0)
+    named = loaded.name if isinstance(source, Loaded) else str(source)
+    notes = [*loaded.notes, *load_strictly(backbone, loaded.model.state_dict(), source=named)]
     ours, theirs = _norm_eps(backbone), _norm_eps(loaded.model)
     if ours != theirs:
-        notes.append(f"the LayerNorms of {source} have an eps of {theirs:g}; here it stays {ours:g}")
+        notes.append(f"the LayerNorms of {named} have an eps of {theirs:g}; here it stays {ours:g}")
     return dataclasses.replace(loaded, notes=tuple(notes))
 
 

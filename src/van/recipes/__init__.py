@@ -21,7 +21,7 @@ RECIPES = {
     "scenes-detect": Recipe("find digits in scenes of them; nothing to download", "scenes", "ScenesDetectSettings"),
     "scenes-instances": Recipe("outline digits in those scenes", "scenes", "ScenesInstancesSettings"),
     "scenes-segment": Recipe("label every pixel of those scenes", "scenes", "ScenesSegmentSettings"),
-    "scenes-panoptic": Recipe("tell every digit from the ground there", "scenes", "ScenesPanopticSettings"),
+    "scenes-panoptic": Recipe("give every pixel there to a digit or to the ground", "scenes", "ScenesPanopticSettings"),
     "finetune": Recipe(
         "train on your own folder of class folders, from public or your own weights", "finetune", "FinetuneSettings"
     ),
@@ -30,7 +30,7 @@ RECIPES = {
     "segment": Recipe(
         "label every pixel of your own pictures: masks, ADE20K or Cityscapes", "marked", "SegmentSettings"
     ),
-    "panoptic": Recipe("both at once: COCO panoptic", "marked", "PanopticSettings"),
+    "panoptic": Recipe("give every pixel to a thing or to stuff: COCO panoptic", "marked", "PanopticSettings"),
     "imagenet1k": Recipe("the paper's recipe for ImageNet-1K, from scratch", "imagenet1k", "Imagenet1kSettings"),
     "coco-retinanet": Recipe("the paper's RetinaNet on COCO, 1x or 3x", "coco", "CocoRetinanetSettings"),
     "coco-mask-rcnn": Recipe("the paper's Mask R-CNN on COCO, 1x or 3x", "coco", "CocoMaskRcnnSettings"),

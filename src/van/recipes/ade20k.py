@@ -31,9 +31,9 @@ class Ade20kFpnSettings(DenseSettings):
     model: str = "van_b0"
     """The backbone: van_b0 ... van_b6."""
     short_px: int = 512
-    """The shorter side of a picture is resized to this,"""
+    """What the shorter side of a picture is resized to, where --long-px allows it."""
     long_px: int = 2048
-    """unless the longer one would exceed this."""
+    """Most pixels of the longer side."""
     train: TrainSettings = TrainSettings(
         batch_size=32, lr=2e-4, weight_decay=1e-4, schedule="poly", poly_power=0.9, warmup_epochs=0, workers=4
     )

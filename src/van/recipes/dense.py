@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from van.data.marks import Marked
     from van.engine.fit import Summary
+    from van.models.load import Loaded
     from van.preprocess import WholePreprocess
     from van.tasks.base import Task
 
@@ -37,9 +38,9 @@ class DenseSettings:
     start: Annotated[str, tyro.conf.arg(name="from")] = "pretrained"
     """pretrained: the backbone's public weights; scratch: none; or a checkpoint whose backbone is taken."""
     short_px: int = 800
-    """The shorter side of a picture is resized to this,"""
+    """What the shorter side of a picture is resized to, where --long-px allows it."""
     long_px: int = 1333
-    """unless the longer one would exceed this."""
+    """Most pixels of the longer side."""
     drop_path_rate: float = 0.1
     """Share of blocks skipped in training, rising to this at the last block."""
     train: TrainSettings = TrainSettings()
@@ -59,7 +60,7 @@ def train_dense(
     data: Path,
     head: str,
     head_options: Mapping[str, Any] | None = None,
-    colours: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    colours: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None,
     updates: int = 0,
 ) -> Summary:
     """Train VAN with ``head`` on the marked pictures in ``data`` into the run folder.
@@ -92,7 +93,13 @@ def train_dense(
     }
     check_pictures(settings.out, counts, resume=settings.resume)
     options = {"head": head, **(head_options or {})}
-    network, preprocess = _network(settings, len(train.labels), options, colours)
+    start = _start(settings)
+    if start is not None and start.name != settings.model:
+        tell(f"the backbone is {start.name}, which {settings.start} holds, and not --model {settings.model}")
+        settings = dataclasses.replace(settings, model=start.name)
+    network, preprocess = _network(settings, len(train.labels), options, start)
+    if colours is not None:
+        preprocess = dataclasses.replace(preprocess, mean=colours[0], std=colours[1])
     seen_px = settings.augment.crop_px or round(settings.short_px * settings.augment.scale[0])
     check_step(network, settings.train, pictures=len(train.pictures), size_px=seen_px)
     _check_head(network, settings.train, size_px=1 if head == "upernet" else seen_px)
@@ -136,34 +143,40 @@ def _fitting(train: TrainSettings, pictures: int, updates: int) -> TrainSettings
         train = dataclasses.replace(train, batch_size=largest)
     if updates:
         epochs = max(1, round(updates / max(1, pictures // train.batch_size)))
-        tell(f"{updates} updates are {epochs} epochs of {pictures} pictures")
+        tell(f"{updates} updates are {epochs} {'epoch' if epochs == 1 else 'epochs'} of {pictures} pictures")
         train = dataclasses.replace(train, epochs=epochs)
     return train
 
 
+def _start(settings: Any) -> Loaded | None:
+    """The weights that the backbone starts from, if any."""
+    from van.models.load import load
+
+    last = settings.out / "last.safetensors"
+    if settings.resume and last.exists():  # it holds all that is needed; the weights at the start may be gone
+        return load(last, num_classes=0)
+    if settings.start == "scratch":
+        if settings.train.batch_norm == "frozen":
+            tell("--from scratch with --batch-norm frozen: the statistics stay those of no picture; train learns them")
+        return None
+    return load(settings.model if settings.start == "pretrained" else settings.start, num_classes=0)
+
+
 def _network(
-    settings: Any, classes: int, options: Mapping[str, Any], colours: Any
+    settings: Any, classes: int, options: Mapping[str, Any], start: Loaded | None
 ) -> tuple[nn.Module, WholePreprocess]:
     """The network with its starting weights, and the rule its pictures go through."""
-    from van.models.load import create, load, start_backbone
+    from van.models.load import create, start_backbone
     from van.preprocess import HALF, WholePreprocess
 
     seeded_model(settings.train.seed)
     rate = {"drop_path_rate": settings.drop_path_rate} if settings.drop_path_rate else {}
     network = create(settings.model, num_classes=classes, options={**options, **rate})
     mean, std = HALF, HALF
-    resumed = settings.resume and (settings.out / "last.safetensors").exists()  # it holds all that is needed
-    if resumed:
-        rule = load(settings.out / "last.safetensors").preprocess
-        mean, std = rule.mean, rule.std
-    elif settings.start != "scratch":
-        source = settings.model if settings.start == "pretrained" else settings.start
-        loaded = start_backbone(network, source)
-        for note in loaded.notes:
+    if start is not None:
+        for note in start_backbone(network, start).notes:
             tell(note)
-        mean, std = loaded.preprocess.mean, loaded.preprocess.std
-    if colours is not None:
-        mean, std = colours
+        mean, std = start.preprocess.mean, start.preprocess.std
     return network, WholePreprocess(short_px=settings.short_px, long_px=settings.long_px, mean=mean, std=std)
 
 

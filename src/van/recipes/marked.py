@@ -57,9 +57,9 @@ class SegmentSettings(DenseSettings):
     head: Literal["semantic_fpn", "upernet"] = "semantic_fpn"
     """The head; UPerNet is larger and, in the paper, better."""
     short_px: int = 512
-    """The shorter side of a picture is resized to this,"""
+    """What the shorter side of a picture is resized to, where --long-px allows it."""
     long_px: int = 2048
-    """unless the longer one would exceed this."""
+    """Most pixels of the longer side."""
     train: TrainSettings = TrainSettings(
         epochs=40,
         batch_size=8,

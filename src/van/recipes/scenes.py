@@ -36,9 +36,9 @@ class ScenesSettings(DenseSettings):
     model: str = "van_b0"
     """The backbone: van_b0 ... van_b6."""
     short_px: int = 128
-    """The shorter side of a picture is resized to this,"""
+    """What the shorter side of a picture is resized to, where --long-px allows it."""
     long_px: int = 256
-    """unless the longer one would exceed this."""
+    """Most pixels of the longer side."""
     drop_path_rate: float = 0.0
     """Share of blocks skipped in training, rising to this at the last block."""
 
@@ -68,7 +68,7 @@ class ScenesInstancesSettings(ScenesSettings):
     """Boxes and outlines of digits, by Mask R-CNN."""
 
     train: TrainSettings = TrainSettings(
-        epochs=7, batch_size=8, lr=1e-3, warmup_updates=60, clip_grad=5.0, ema_decay=0.995, precision="bf16"
+        epochs=6, batch_size=8, lr=1e-3, warmup_updates=60, clip_grad=5.0, ema_decay=0.995, precision="bf16"
     )
     augment: SceneAugmentSettings = _AUGMENT
 
@@ -77,10 +77,12 @@ class ScenesInstancesSettings(ScenesSettings):
 class ScenesSegmentSettings(ScenesSettings):
     """A label for every pixel, by Semantic FPN."""
 
+    short_px: int = 192
+    """What the shorter side of a picture is resized to, where --long-px allows it."""
     train: TrainSettings = TrainSettings(
-        epochs=22, batch_size=16, lr=2e-3, warmup_updates=100, clip_grad=5.0, ema_decay=0.995, precision="bf16"
+        epochs=13, batch_size=8, lr=2e-3, warmup_updates=100, clip_grad=5.0, ema_decay=0.995, precision="bf16"
     )
-    augment: SceneAugmentSettings = SceneAugmentSettings(flip=0.0, crop_px=64)
+    augment: SceneAugmentSettings = SceneAugmentSettings(flip=0.0, crop_px=96)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
