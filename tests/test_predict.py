@@ -276,7 +276,7 @@ def test_what_cannot_classify_pictures_is_refused_with_the_reason(tmp_path, chec
     Checkpoint(task="detect", model="van_b0", labels=LABELS, preprocess=stored.preprocess, state=stored.state).save(
         tmp_path / "boxes.safetensors"
     )
-    with pytest.raises(UsageError, match="was trained to detect; wanted a network that classifies"):
+    with pytest.raises(UsageError, match="van_b0 is to detect, but has no head for it; wanted one of retinanet, fcos"):
         Predictor.load(tmp_path / "boxes.safetensors")
 
 

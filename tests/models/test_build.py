@@ -25,7 +25,7 @@ OPTIONS = {  # small ones, as a checkpoint's header holds them
     "semantic_fpn": {"drop_path_rate": 0.1},
     "upernet": {"norm_eps": 1e-6},
     "retinanet": {"channels": 32, "anchor_sizes_px": [8, 16, 24, 32, 64], "score_thresh": 0.01},
-    "fcos": {"channels": 32, "first_level": 4},
+    "fcos": {"channels": 64, "first_level": 4},
     "faster_rcnn": {"channels": 32, "drop_path_rate": 0.1},
     "mask_rcnn": {"channels": 32, "first_level": 8},
     "d_fine": {"channels": 64, "queries": 20, "decoder_layers": 2},

@@ -93,7 +93,8 @@ class Detector(nn.Module):
         backbone: a VAN; its classifier is taken off.
         head: one of ``HEADS``.
         num_classes: classes of things, without a background.
-        channels: of the pyramid and of the heads on it; a multiple of 32 for FCOS, which normalises 32 groups.
+        channels: of the pyramid and of the heads on it; a multiple of 64 for FCOS, which normalises in 32 groups
+            of two values at least.
         anchor_sizes_px: side of the anchors on the five levels; 32 to 512 if None. FCOS has none.
         first_level: stride of the finest level in pixels, 4 or 8; if None 8 for one stage and 4 for two.
         options: others that torchvision's detector of that name takes, such as ``score_thresh``.
@@ -192,8 +193,8 @@ def _check(
         raise UsageError(f"there is no detector {head!r}; known: {', '.join(HEADS)}")
     if num_classes < 1:
         raise UsageError(f"num_classes is {num_classes}; wanted at least 1")
-    if channels < 1 or (head == "fcos" and channels % 32):
-        raise UsageError(f"channels is {channels}; wanted {'a multiple of 32' if head == 'fcos' else 'at least 1'}")
+    if channels < 1 or (head == "fcos" and channels % 64):
+        raise UsageError(f"channels is {channels}; wanted {'a multiple of 64' if head == 'fcos' else 'at least 1'}")
     if first_level not in (4, 8):
         raise UsageError(f"first_level is {first_level}; wanted a stride of 4 or 8 pixels")
     if head == "fcos" and anchor_sizes_px is not None:

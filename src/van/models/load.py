@@ -53,10 +53,13 @@ class Loaded:
         """Refuse a network that says nothing about a picture.
 
         Raises:
-            UsageError: it has no classes, or wants something else than RGB.
+            UsageError: it has no classes or no head for its task, or wants something else than RGB.
         """
         if self.task == "classify":
             self.want_classifier()
+        elif HEADS.get(self.options.get("head", "")) != self.task:
+            known = [head for head, task in HEADS.items() if task == self.task]
+            raise UsageError(f"{self.name} is to {self.task}, but has no head for it; wanted one of {', '.join(known)}")
         elif not self.labels:
             raise UsageError(f"{self.name} has no classes to {self.task}; train it first")
 

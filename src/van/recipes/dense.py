@@ -86,11 +86,8 @@ def train_dense(
     want = WANTED[task_name]
     train, validation = _read(data, want)
     settings = dataclasses.replace(settings, train=_fitting(settings.train, len(train.pictures), updates))
-    counts = {
-        "classes": len(train.labels),
-        "training_pictures": len(train.pictures),
-        "validation_pictures": len(validation.pictures),
-    }
+    counts = {"classes": len(train.labels), "training_pictures": len(train.pictures)}
+    counts["validation_pictures"] = len(validation.pictures)
     check_pictures(settings.out, counts, resume=settings.resume)
     options = {"head": head, **(head_options or {})}
     start = _start(settings)

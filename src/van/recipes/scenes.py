@@ -68,7 +68,7 @@ class ScenesInstancesSettings(ScenesSettings):
     """Boxes and outlines of digits, by Mask R-CNN."""
 
     train: TrainSettings = TrainSettings(
-        epochs=6, batch_size=8, lr=1e-3, warmup_updates=60, clip_grad=5.0, ema_decay=0.995, precision="bf16"
+        epochs=7, batch_size=8, lr=1e-3, warmup_updates=60, clip_grad=5.0, ema_decay=0.995, precision="bf16"
     )
     augment: SceneAugmentSettings = _AUGMENT
 
