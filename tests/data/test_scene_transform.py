@@ -78,6 +78,14 @@ def box_of(mask: Tensor) -> list[int]:
     return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
 
 
+def solid(scene):
+    """The scene with things that fill their boxes."""
+    masks = torch.zeros_like(scene["masks"])
+    for mask, (x1, y1, x2, y2) in zip(masks, scene["boxes"].int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = 1
+    return {**scene, "masks": tv_tensors.Mask(masks)}
+
+
 settings_of = st.builds(
     SceneAugmentSettings,
     scale=st.sampled_from([(1.0, 1.0), (0.6, 1.2), (0.5, 2.0)]),
@@ -90,8 +98,8 @@ settings_of = st.builds(
 @settings(deadline=None, max_examples=60)
 @given(number=st.integers(0, 19), augment=settings_of, seed=st.integers(0, 2**20))
 def test_each_box_is_the_box_of_its_mask_whatever_was_changed(number, augment, seed):
-    """Within two pixels: a mask is resized to whole pixels, and the strokes of digits are thin."""
-    found = changed(digit_scene(number), augment, seed)
+    """Within two pixels, for a mask is resized to whole ones; thin strokes may vanish then, so things are solid."""
+    found = changed(solid(digit_scene(number)), augment, seed)
     assert len(found["boxes"]) == len(found["labels"]) == len(found["masks"])
     for box, mask in zip(found["boxes"].tolist(), found["masks"], strict=True):
         np.testing.assert_allclose(box, box_of(mask), atol=2)
