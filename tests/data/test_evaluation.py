@@ -8,6 +8,7 @@ import pytest
 
 from data.made import COLOURS, write_classes
 from data.made_marked import edit_json, labels_of, set_of, write_scenes
+from van.data.digits import LABELS
 from van.data.evaluation import evaluation_set
 from van.data.marked_set import MarkedSet
 from van.data.marks import WANTED
@@ -111,3 +112,19 @@ def test_a_set_without_a_held_out_part_is_refused(copied):
 def test_what_cannot_be_measured_is_refused(scenes, task, rule):
     with pytest.raises(UsageError, match=f"made to {task} cannot be measured; known: classify, detect, instances"):
         evaluation_set(scenes, task=task, labels=("0",), preprocess=rule)
+
+
+def test_damaged_marks_are_in_no_figure_and_are_told(tmp_path):
+    """One of many has no width: measuring goes on without it, and says so."""
+    scenes = write_scenes(tmp_path / "scenes", train=2, validation=12)
+    path = scenes / "coco" / "annotations" / "instances_val.json"
+    annotations = json.loads(path.read_text())["annotations"]
+    annotations[3]["bbox"][2] = 0
+    edit_json(path, annotations=annotations)
+    told: list[str] = []
+    rule = WholePreprocess(short_px=64, long_px=64)
+    found = evaluation_set(scenes, task="detect", labels=LABELS, preprocess=rule, tell=told.append)
+    assert sum(len(sample["target"]["boxes"]) for sample in found) == len(annotations) - 1
+    assert len(told) == 1
+    assert f"annotation {annotations[3]['id']}" in told[0]
+    assert told[0].startswith("1 damaged marks are in no figure")

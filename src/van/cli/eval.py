@@ -81,6 +81,7 @@ def run(arguments: Sequence[str]) -> int:
         labels=loaded.labels,
         preprocess=loaded.preprocess,
         own_size=settings.tile_px > 0,
+        tell=lambda text: print(text, file=sys.stderr),
     )
     with started(device=settings.device, precision=settings.precision) as accelerator:
         found = evaluate(

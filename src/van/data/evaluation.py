@@ -1,6 +1,6 @@
 """What to measure a network on: the held-out part of a data set in any layout that its task reads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from van.data.find import check_labels, read_part
@@ -19,6 +19,7 @@ def evaluation_set(
     labels: Sequence[str],
     preprocess: Preprocess | WholePreprocess,
     own_size: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> PictureSet | MarkedSet:
     """The held-out samples in ``root``, their classes matched to ``labels`` by name.
 
@@ -28,6 +29,7 @@ def evaluation_set(
         labels: of the network.
         preprocess: of the network.
         own_size: see ``MarkedSet``.
+        tell: told of marks that are damaged and in no figure.
 
     Raises:
         DataError: the set is laid out in another way, is empty, or has classes that the network does not know.
@@ -40,5 +42,7 @@ def evaluation_set(
     want = WANTED[task]
     problems = Problems(collect=True)
     marked = read_part(root, "val", want=want, problems=problems)
-    problems.tolerate(marks=sum(len(picture.marks) for picture in marked.pictures))
+    left_out = problems.tolerate(marks=sum(len(picture.marks) for picture in marked.pictures))
+    if left_out:
+        tell(f"{len(left_out)} damaged marks are in no figure, such as {left_out[0]}; see van data check {root}")
     return MarkedSet(check_labels(marked, labels), preprocess, want=want, own_size=own_size)
