@@ -7,6 +7,8 @@ Source: Guo et al. 2022, arXiv:2202.09741, the tables on COCO (80 classes) and A
 """
 
 import functools
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,3 +90,16 @@ def test_with_elementwise_work_the_rounded_macs_are_exactly_the_papers(head, nam
     macs, beside = operations(head, name)
     told = f"{head} on {name}: {macs:.2f} GMACs and {beside:.2f} G steps beside, the paper says {GMACS[head][name]}"
     assert round(macs + beside) == GMACS[head][name], told
+
+
+@pytest.mark.parametrize(
+    "head", ["retinanet", "fcos", "faster_rcnn", "mask_rcnn", "d_fine", "rt_detr_v2", "deformable_detr"]
+)
+def test_the_page_on_detection_gives_each_detector_its_size(head):
+    """Its table of parameters, VAN-B0 and 80 classes."""
+    page = (Path(__file__).parents[2] / "docs" / "detection.md").read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if (f"`{head}`" if head != "mask_rcnn" else "Mask R-CNN (") in line)
+    sizes = re.findall(r"(\d+\.\d) M", row)
+    place = ["d_fine", "rt_detr_v2", "deformable_detr"].index(head) if len(sizes) == 3 else 0
+    network = create("van_b0", num_classes=80, options={"head": head})
+    assert f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f}" == sizes[place]
