@@ -11,8 +11,8 @@ from PIL import Image
 
 from data.made_marked import SIZE_PX, edit_json, write_scenes
 from van.data.find import read_part
-from van.data.marked_set import WANTS, MarkedSet
-from van.data.marks import IGNORED, Problems
+from van.data.marked_set import MarkedSet
+from van.data.marks import IGNORED, WANTS, Problems
 from van.data.scene_augment import SceneAugmentSettings
 from van.data.scenes import digit_scenes
 from van.engine.loader import seeded

@@ -12,9 +12,8 @@ from typing import Any
 from van.checkpoint import atomic_path, write_text
 from van.errors import UsageError
 from van.pictures import read_picture
+from van.predict import Answer
 from van.results import Boxes, Classes, Masks
-
-Answer = Classes | Boxes | Masks
 
 _COLUMNS: dict[type[Answer], list[str]] = {
     Classes: ["picture", "rank", "label", "probability"],

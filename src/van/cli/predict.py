@@ -13,7 +13,8 @@ from van.cli.arguments import parse
 from van.errors import PictureError, UsageError
 
 if TYPE_CHECKING:
-    from van.cli.answers import Answer, Writer
+    from van.cli.answers import Writer
+    from van.predict import Answer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

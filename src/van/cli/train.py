@@ -65,10 +65,6 @@ _WORDS: dict[Callable[[str], Any], str] = {
 }  # fmt: skip
 
 
-MOST_SHOWN = 4
-"""Metrics in the summary, the headline first; the checkpoint and the log have them all."""
-
-
 def run(arguments: Sequence[str]) -> int:
     """Choose the recipe, read its flags, run it, print how it ended."""
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -193,6 +189,8 @@ def _plain(kind: Any, value: Any) -> Any:
 
 def print_summary(out: Path, summary: Any) -> None:
     """One screen: how good, how long, what was passed over, where everything lies, what next."""
+    from van.engine.fit import MOST_SHOWN
+
     minutes, seconds = divmod(round(summary.seconds), 60)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in list(summary.metrics.items())[:MOST_SHOWN])
     print(f"\nbest     {shown} (update {summary.best_update} of {summary.updates})")

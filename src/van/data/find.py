@@ -22,12 +22,11 @@ from typing import NamedTuple
 
 from van.data.coco import class_names, read_coco, read_panoptic
 from van.data.folder import VALIDATION_NAMES
-from van.data.marks import Marked, Problems
+from van.data.marks import WANTS, Marked, Problems
 from van.data.voc import read_voc
 from van.data.yolo import find_description, read_yolo
 from van.errors import DataError, UsageError
 
-WANTS = ("boxes", "masks", "map", "panoptic")
 _ROBOFLOW = "_annotations.coco.json"
 _LAST_VALUE = 65_534
 _WANTED = {

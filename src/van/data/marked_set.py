@@ -14,15 +14,12 @@ from torchvision import tv_tensors
 
 from van.data.coco import read_panoptic_ids
 from van.data.maps import load_map
-from van.data.marks import IGNORED, Marked, MarkedPicture
+from van.data.marks import IGNORED, WANTS, Marked, MarkedPicture
 from van.data.scene_augment import SceneAugmentSettings
 from van.data.scene_transform import SceneTransform
 from van.errors import DataError, PictureError
 from van.pictures import read_picture
 from van.preprocess import WholePreprocess
-
-WANTS = ("boxes", "masks", "map", "panoptic")
-"""What a target may hold."""
 
 
 class MarkedSet:
@@ -31,7 +28,7 @@ class MarkedSet:
     Args:
         marked: what to read.
         preprocess: the rule of the network.
-        want: one of ``WANTS``.
+        want: one of ``van.data.marks.WANTS``.
         augment: for training; None gives whole pictures with targets in their own pixels.
         own_size: do not resize, for a network that sees a picture through a sliding window.
     """

@@ -27,6 +27,8 @@ TOLERANCE_PX = 1.0
 
 WANTED = {"detect": "boxes", "instances": "masks", "segment": "map", "panoptic": "panoptic"}
 """What each task reads of a marked data set."""
+WANTS = tuple(WANTED.values())
+"""What can be read of one: boxes, masks, map, panoptic."""
 
 
 _SINGLE = ("annotation ", "line ", "object ")

@@ -31,7 +31,7 @@ from van.errors import CheckpointError, DataError, Interrupted, NonFiniteLoss, U
 from van.tasks.base import Batch
 
 MOST_SHOWN = 4
-"""Metrics in an epoch's line, the headline first; the log has them all."""
+"""Metrics in a line, the headline first; the log has them all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
