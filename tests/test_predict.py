@@ -16,7 +16,7 @@ from van import Checkpoint, Predictor, Preprocess
 from van.checkpoint import load_checkpoint
 from van.errors import CheckpointError, HubError, PictureError, UsageError
 from van.models.load import load
-from van.predict import expand_pictures
+from van.pictures import expand_pictures
 
 LABELS = tuple(COLOURS)
 

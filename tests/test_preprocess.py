@@ -286,3 +286,38 @@ def test_a_bad_setting_of_a_whole_picture_is_named(name, value):
 def test_a_picture_without_pixels_is_refused_whole_too():
     with pytest.raises(ShapeError, match="5x0 has no pixels"):
         WholePreprocess().seen((0, 5))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    width=st.integers(20, 900),
+    height=st.integers(20, 900),
+    size_px=st.integers(8, 96),
+    crop_fraction=st.floats(0.3, 1.0),
+)
+def test_the_window_is_where_the_crop_comes_from(width, height, size_px, crop_fraction):
+    """A picture whose colours are its coordinates tells where each pixel of the crop was."""
+    rule = Preprocess(size_px=size_px, crop_fraction=crop_fraction, interpolation="bilinear")
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    picture = Image.fromarray(np.stack([x, y, 0 * x], axis=-1).round().astype(np.uint8))
+    crop = np.asarray(rule.crop(picture)).astype(float)
+    left, top, right, bottom = rule.window((height, width))
+    middles = (np.arange(size_px) + 0.5) / size_px
+    for channel, (start, end, pixels) in enumerate(((left, right, width), (top, bottom, height))):
+        places, reach = start + middles * (end - start), max(1.0, (end - start) / size_px)
+        wanted = (places - 0.5) / (pixels - 1) * 255
+        seen = crop[:, :, channel].mean(axis=channel)
+        inner = (places > reach) & (places < pixels - reach)  # at the edge a resize has less to average
+        # two levels for the rounding of both, and one pixel of the picture where that is more
+        np.testing.assert_allclose(seen[inner], wanted[inner], atol=max(2, 255 / (pixels - 1)))
+
+
+def test_the_window_of_a_strip_is_in_its_middle_and_that_of_a_whole_picture_is_all_of_it():
+    left, top, right, bottom = Preprocess(size_px=32, crop_fraction=1.0).window((10, 10_000))
+    assert (left + right) / 2 == pytest.approx(5_000, abs=0.2)
+    assert right - left == pytest.approx(10, abs=0.05)
+    assert (top, bottom) == (0, 10)
+    assert WholePreprocess(short_px=64, long_px=128).window((37, 90)) == (0.0, 0.0, 90.0, 37.0)
+    for rule in (Preprocess(), WholePreprocess()):
+        with pytest.raises(ShapeError, match="a picture of 0x5 has no pixels"):
+            rule.window((5, 0))

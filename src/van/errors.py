@@ -9,6 +9,7 @@
     ├── ShapeError              tensors or kernels that do not fit together
     ├── PictureError            one picture cannot be read
     ├── DataError               a data set is not laid out as it should be
+    │   └── NoSuchMarks         it holds no marks of the kind that is wanted
     ├── CheckpointError         a weights file cannot be used
     │   ├── TruncatedFile       it ends too early
     │   ├── UnsafePickle        it holds something other than tensors and plain values
@@ -73,6 +74,10 @@ class PictureError(VanError):
 
 class DataError(VanError):
     """A data set is missing, empty or laid out in another way than expected."""
+
+
+class NoSuchMarks(DataError):
+    """A folder holds no data set with boxes, masks or maps, whichever are wanted."""
 
 
 class CheckpointError(VanError):

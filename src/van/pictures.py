@@ -6,11 +6,13 @@ Any number of threads may read at once.
 """
 
 import contextlib
+import glob
 import io
 import os
 import re
 import threading
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -18,7 +20,13 @@ from typing import cast
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from van.errors import PictureError
+from van.errors import PictureError, UsageError
+
+Picture = str | Path | bytes | Image.Image
+"""What is taken for a picture: a path, the contents of a file, or Pillow's own."""
+
+Window = tuple[float, float, float, float]
+"""A rectangle in a picture: left, top, right, bottom in its pixels, from its upper left corner."""
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 """File endings taken for pictures when a folder is searched."""
@@ -69,6 +77,19 @@ def read_picture(source: Path | str | bytes, *, name: str | None = None, max_pix
         raise PictureError(shown, _reason(error, source, max_pixels)) from error
 
 
+def open_pictures(pictures: Iterable[Picture]) -> list[tuple[str, Image.Image]]:
+    """Several pictures as upright RGB, each with its name: its path, or its place.
+
+    Raises:
+        PictureError: one of them cannot be read.
+        UsageError: one of them is something else, such as an array.
+    """
+    if isinstance(pictures, bytearray | memoryview) or not isinstance(pictures, Iterable):
+        raise UsageError(_no_picture("pictures", pictures))
+    named = [(str(p) if isinstance(p, str | Path) else f"picture {place}", p) for place, p in enumerate(pictures)]
+    return [(name, _opened(picture, name)) for name, picture in named]
+
+
 def to_rgb(picture: Image.Image) -> Image.Image:
     """Any mode to RGB: deep greys are scaled to 8 bits, transparency is laid on white."""
     if picture.mode.startswith(("I", "F")):
@@ -92,6 +113,32 @@ def find_pictures(folder: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(place, name) for name in files if not name.startswith(".")]
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+
+
+def expand_pictures(arguments: Iterable[str]) -> list[Path]:
+    """Files, folders and glob patterns to a list of picture files, in the order given.
+
+    Files that do not exist stay in the list, so that each is reported by name.
+
+    Raises:
+        UsageError: a folder or pattern holds no pictures.
+    """
+    paths: list[Path] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            found = find_pictures(path)
+            if not found:
+                raise UsageError(f"{argument} holds no pictures")
+            paths += found
+        elif not path.exists() and glob.has_magic(argument):
+            matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True)) if Path(match).is_file()]
+            if not matches:
+                raise UsageError(f"{argument} matches no files")
+            paths += matches
+        else:
+            paths.append(path)
+    return paths
 
 
 class _Quiet:
@@ -179,3 +226,15 @@ def _reason(error: Exception, source: Path | str | bytes, max_pixels: int) -> st
 
 def _too_large(what: str, max_pixels: int) -> str:
     return f"is too large: {what}, more than {min(max_pixels, MAX_PIXELS):,}; make it smaller first"
+
+
+def _no_picture(name: str, value: object) -> str:
+    return f"{name} is a {type(value).__name__}; wanted a path, the bytes of a file, or a PIL picture"
+
+
+def _opened(picture: Picture, name: str) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return to_rgb(picture)
+    if not isinstance(picture, Picture):
+        raise UsageError(_no_picture(name, picture))
+    return read_picture(picture, name=name)

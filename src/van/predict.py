@@ -1,6 +1,5 @@
 """Pictures in, answers out: the one object that most users need."""
 
-import glob
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,15 +11,14 @@ from torch import nn
 
 from van.errors import PictureError, UsageError
 from van.models.deploy import can_fuse, fuse
-from van.models.load import Loaded, in_channels_last, load
+from van.models.load import Loaded, in_channels_last, load, usable_device
 from van.models.tiles import in_view
-from van.pictures import find_pictures, read_picture, to_rgb
+from van.pictures import Picture, open_pictures, read_picture
 from van.preprocess import Preprocess, WholePreprocess
 from van.results import Boxes, Classes, Masks
 from van.tasks.base import Frame, Task
 from van.tasks.build import make_task
 
-Picture = str | Path | bytes | Image.Image
 Answer = Classes | Boxes | Masks
 """What a network says of a picture: by its task classes, things, or a region for every pixel."""
 
@@ -52,7 +50,7 @@ class Predictor:
         multi_scale: bool = False,
     ) -> None:
         loaded.want_answers()
-        self.device = _usable(device)
+        self.device = usable_device(device)
         self.model: nn.Module = in_channels_last(loaded.model.eval(), self.device)
         fused = in_channels_last(fuse(self.model), self.device) if can_fuse(self.model) else self.model
         self._network = in_view(fused, task=loaded.task, tile_px=tile_px, multi_scale=multi_scale).eval()
@@ -101,11 +99,8 @@ class Predictor:
         """
         if isinstance(pictures, Picture):
             return self([pictures])[0]
-        if isinstance(pictures, bytearray | memoryview) or not isinstance(pictures, Iterable):
-            raise UsageError(_no_picture("pictures", pictures))
-        pictures = list(pictures)
-        names = [str(p) if isinstance(p, str | Path) else f"picture {place}" for place, p in enumerate(pictures)]
-        return self._answer([_opened(p, name) for p, name in zip(pictures, names, strict=True)], names)
+        named = open_pictures(pictures)
+        return self._answer([picture for _, picture in named], [name for name, _ in named])
 
     def stream(self, paths: Iterable[Path | str], *, batch_size: int = 16) -> Iterator[Answer | PictureError]:
         """Answer for many files in batches, in order; an unreadable one gives its error instead of an answer.
@@ -151,56 +146,3 @@ class Predictor:
         if self._own_size and isinstance(self.preprocess, WholePreprocess):
             return self.preprocess.at_own_size(picture)
         return self.preprocess(picture)
-
-
-def expand_pictures(arguments: Iterable[str]) -> list[Path]:
-    """Files, folders and glob patterns to a list of picture files, in the order given.
-
-    Files that do not exist stay in the list, so that each is reported by name.
-
-    Raises:
-        UsageError: a folder or pattern holds no pictures.
-    """
-    paths: list[Path] = []
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            found = find_pictures(path)
-            if not found:
-                raise UsageError(f"{argument} holds no pictures")
-            paths += found
-        elif not path.exists() and glob.has_magic(argument):
-            matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True)) if Path(match).is_file()]
-            if not matches:
-                raise UsageError(f"{argument} matches no files")
-            paths += matches
-        else:
-            paths.append(path)
-    return paths
-
-
-def _usable(device: str | torch.device | None) -> torch.device:
-    """The device of that name, if PyTorch can use it here."""
-    present = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    present += ["mps"] if torch.backends.mps.is_available() else []
-    if device in (None, "auto"):
-        return torch.device(present[1] if "cuda" in present else "cpu")
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"device is {device!r}; wanted auto, cpu, cuda or mps") from error
-    if wanted.type not in present or (wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count()):
-        raise UsageError(f"device is {device!r}, and PyTorch sees none here; present: {', '.join(present)}")
-    return wanted
-
-
-def _no_picture(name: str, value: object) -> str:
-    return f"{name} is a {type(value).__name__}; wanted a path, the bytes of a file, or a PIL picture"
-
-
-def _opened(picture: Picture, name: str) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return to_rgb(picture)
-    if not isinstance(picture, Picture):
-        raise UsageError(_no_picture(name, picture))
-    return read_picture(picture, name=name)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from van.errors import ShapeError
-from van.pictures import to_rgb
+from van.pictures import Window, to_rgb
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -104,14 +104,40 @@ class Preprocess(_Colours):
         """
         if 0 in picture.size:
             raise ShapeError(f"a picture of {picture.width}x{picture.height} has no pixels")
-        picture = _without_extreme_aspect(to_rgb(picture))
-        short, long = sorted(picture.size)
-        scaled = int(self.resize_px * long / short)
-        width, height = (self.resize_px, scaled) if picture.width <= picture.height else (scaled, self.resize_px)
+        picture, middle = to_rgb(picture), _middle(picture.size)
+        if middle != (0, 0, *picture.size):
+            picture = picture.crop(middle)
+        width, height = self._resized(picture.size)
         if picture.size != (width, height):
             picture = picture.resize((width, height), Image.Resampling[self.interpolation.upper()])
         left, top = round((width - self.size_px) / 2), round((height - self.size_px) / 2)
         return picture.crop((left, top, left + self.size_px, top + self.size_px))
+
+    def window(self, size: tuple[int, int]) -> Window:
+        """What the network sees of a picture with ``size`` rows and columns: where the crop's edges lie in it.
+
+        Raises:
+            ShapeError: the picture has no pixels.
+        """
+        if 0 in size:
+            raise ShapeError(f"a picture of {size[1]}x{size[0]} has no pixels")
+        left, top, right, bottom = _middle(size[::-1])
+        across, down = right - left, bottom - top
+        width, height = self._resized((across, down))
+        start = round((width - self.size_px) / 2), round((height - self.size_px) / 2)
+        x, y = across / width, down / height
+        return (
+            left + start[0] * x,
+            top + start[1] * y,
+            left + (start[0] + self.size_px) * x,
+            top + (start[1] + self.size_px) * y,
+        )
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height after the resize."""
+        short, long = sorted(size)
+        scaled = int(self.resize_px * long / short)
+        return (self.resize_px, scaled) if size[0] <= size[1] else (scaled, self.resize_px)
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """A picture of any size to (3, size_px, size_px), float32."""
@@ -184,6 +210,15 @@ class WholePreprocess(_Colours):
         """A picture of any size to (3, rows, columns), float32."""
         return self.normalise(to_tensor(self.resize(picture)))
 
+    def window(self, size: tuple[int, int]) -> Window:
+        """What the network sees of a picture with ``size`` rows and columns: all of it.
+
+        Raises:
+            ShapeError: the picture has no pixels.
+        """
+        self.seen(size)
+        return 0.0, 0.0, float(size[1]), float(size[0])
+
     def at_own_size(self, picture: Image.Image) -> Tensor:
         """The same without the resize, for a network that sees the picture through a sliding window."""
         return self.normalise(to_tensor(to_rgb(picture)))
@@ -204,15 +239,16 @@ def to_tensor(picture: Image.Image) -> Tensor:
     return pixels.view(picture.height, picture.width, 3).permute(2, 0, 1).float().div(255)
 
 
-def _without_extreme_aspect(picture: Image.Image) -> Image.Image:
-    short, long = sorted(picture.size)
+def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """What is kept of a picture of that width and height before the resize: all of it, unless it is a mere strip."""
+    short, long = sorted(size)
     if long <= _MAX_ASPECT * short:
-        return picture
+        return 0, 0, *size
     kept = int(_MAX_ASPECT * short)
     kept += (long - kept) % 2  # as much goes from either end, so that the middle stays the middle
-    width, height = (min(side, kept) for side in picture.size)
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+    width, height = (min(side, kept) for side in size)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return left, top, left + width, top + height
 
 
 def _want_pixels(name: str, value: object) -> None:

@@ -92,7 +92,7 @@ class Writer:
         self._count += 1
         self._print(answer)
         folders = (self.output.draw, self.output.masks)
-        name = _file_name(Path(answer.name), self._names) if any(folders) else ""
+        name = f"{name_for(Path(answer.name), self._names)}.png" if any(folders) else ""
         if self.output.draw is not None:
             picture = read_picture(answer.name)
             drawn = answer.draw(picture, self.output.top or 5) if isinstance(answer, Classes) else answer.draw(picture)
@@ -175,8 +175,8 @@ def _corners(box: tuple[float, ...]) -> str:
     return f"{x1},{y1}-{x2},{y2}"
 
 
-def _file_name(source: Path, taken: dict[str, Path]) -> str:
-    """FOLDER-STEM.png, numbered where another picture of this run has that name already."""
+def name_for(source: Path, taken: dict[str, Path]) -> str:
+    """FOLDER-STEM, numbered where another picture of this run has that name already."""
     stem = f"{source.parent.name}-{source.stem}".lstrip("-")
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    return next(f"{name}.png" for name in names if taken.setdefault(name.casefold(), source) == source)
+    return next(name for name in names if taken.setdefault(name.casefold(), source) == source)

@@ -73,7 +73,8 @@ def run(arguments: Sequence[str]) -> int:
     from van.cli.answers import Output, Writer, read_picture_ids
     from van.models.load import load
     from van.ops import keep_freed_memory
-    from van.predict import Predictor, expand_pictures
+    from van.pictures import expand_pictures
+    from van.predict import Predictor
 
     keep_freed_memory()
     paths = expand_pictures(_read_list(settings.pictures, sys.stdin))

@@ -25,7 +25,7 @@ from van.data.folder import VALIDATION_NAMES
 from van.data.marks import WANTS, Marked, Problems
 from van.data.voc import read_voc
 from van.data.yolo import find_description, read_yolo
-from van.errors import DataError, UsageError
+from van.errors import DataError, NoSuchMarks, UsageError
 
 _ROBOFLOW = "_annotations.coco.json"
 _LAST_VALUE = 65_534
@@ -59,7 +59,8 @@ def read_part(root: Path, part: str, *, want: str, problems: Problems) -> Marked
             in any of them, and of classes in which train and val differ (when train is read).
 
     Raises:
-        DataError: no layout fits, more than one place does, or from ``problems``.
+        NoSuchMarks: no layout fits.
+        DataError: more than one place does, or from ``problems``.
         UsageError: there is no such part or nothing such to want.
     """
     for name, value, known in (("part", part, ("train", "val")), ("want", want, WANTS)):
@@ -136,7 +137,7 @@ def _home(root: Path, part: str, want: str) -> Path:
         )
     names = _names(part)
     also = f"; for {part} also {', '.join(names[1:])}" if names[1:] else ""
-    raise DataError(
+    raise NoSuchMarks(
         f"{root} and the folders in it hold no data set with {want} for {part}; "
         f"wanted {_WANTED[want].format(part=part)}{also}"
     )

@@ -10,15 +10,13 @@ from van.data.find import read_part
 from van.data.folder import Split, read_split
 from van.data.marks import Mark, Marked, MarkedPicture, Problems
 from van.data.pictures import Item
-from van.errors import DataError
+from van.errors import DataError, NoSuchMarks
 from van.pictures import find_pictures
 
 PARTS = ("train", "val")
 KINDS = ("boxes", "masks", "panoptic", "map")
 CLASSES = "classes"
 """The kind of a folder of class folders; each of its pictures has one mark, without a place."""
-_NOTHING_THERE = "hold no data set with"
-"""What ``read_part`` says of a folder that offers no such marks, which is nothing wrong."""
 
 
 class Offer(NamedTuple):
@@ -41,11 +39,11 @@ def find_offers(root: Path, problems: Problems) -> list[Offer]:
         for kind in ("boxes", "panoptic", "map"):
             try:
                 marked = read_part(root, part, want=kind, problems=problems)
+            except NoSuchMarks:
+                lacking.append((part, kind))
+                continue
             except DataError as error:
-                if _NOTHING_THERE in str(error):
-                    lacking.append((part, kind))
-                else:
-                    problems.add(root, str(error).removeprefix(f"{root}: "), place=f"{part} {kind}")
+                problems.add(root, str(error).removeprefix(f"{root}: "), place=f"{part} {kind}")
                 continue
             offers[part, kind] = Offer(part, kind, marked)
             if kind == "boxes" and any(mark.outline is not None for each in marked.pictures for mark in each.marks):

@@ -4,6 +4,7 @@ A network with a head (``model_options`` hold ``head``) is built with it, and ha
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def load(
     """Load a network from a file, or by name with its public weights.
 
     Args:
-        source: a path to our checkpoint or to any public VAN file, or a timm model name such as ``van_b2``.
+        source: a path to our checkpoint or to any public VAN file, or a timm model name such as ``van_b2``;
+            ``swin_tiny`` will do where only one name begins so.
         num_classes: wanted classes; another number than the stored one brings a fresh classifier, None keeps it,
             and 0 takes it off: of a network with a head the backbone is left.
         options: further keyword arguments of the model, such as ``drop_path_rate``.
@@ -101,13 +103,22 @@ def load(
     """
     path = Path(source)
     extra = dict(options or {})
-    if timm.is_model(str(source)) and not path.is_file():  # a name may have a dot, or be a folder's, too
-        return _from_name(str(source), num_classes, extra)
+    name = full_name(str(source))
+    if name is not None and not (path.is_file() if name == str(source) else path.exists()):  # it may be a folder's, too
+        return _from_name(name, num_classes, extra)
     if path.exists() or path.suffix or len(path.parts) > 1:
         if is_checkpoint(path):
             return _from_ours(path, num_classes, extra, backbone_only=backbone_only or num_classes == 0)
         return _from_public_file(path, num_classes, extra, backbone_only=backbone_only or num_classes == 0)
     raise UsageError(unknown(str(source)))
+
+
+def full_name(name: str) -> str | None:
+    """The timm model of that name, or the only one whose name goes on from there: ``swin_tiny``; None if none does."""
+    if timm.is_model(name):
+        return name
+    longer = timm.list_models(f"{name}_*") if re.fullmatch(r"[a-z0-9_]+", name) else []
+    return longer[0] if len(longer) == 1 else None
 
 
 def start_backbone(network: nn.Module, source: "str | Path | Loaded") -> Loaded:
@@ -142,6 +153,25 @@ def in_channels_last(model: nn.Module, device: torch.device) -> nn.Module:
     """The model on ``device`` with its 4-d weights in channels_last, the faster layout for convolutions."""
     model.to(device)
     return model.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+
+
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, if PyTorch can use it here; the GPU where there is one if None or ``auto``.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    present = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    present += ["mps"] if torch.backends.mps.is_available() else []
+    if device in (None, "auto"):
+        return torch.device(present[1] if "cuda" in present else "cpu")
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device is {device!r}; wanted auto, cpu, cuda or mps") from error
+    if wanted.type not in present or (wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count()):
+        raise UsageError(f"device is {device!r}, and PyTorch sees none here; present: {', '.join(present)}")
+    return wanted
 
 
 def imagenet_labels(num_classes: int) -> tuple[str, ...]:
