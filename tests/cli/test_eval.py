@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import os
 import shutil
 from pathlib import Path
 
@@ -30,14 +32,17 @@ def by_hand(checkpoint: Path, val: Path) -> tuple[dict[str, float], dict[str, di
     """The metrics and the shares of each class, from single predictions."""
     predictor = Predictor.load(checkpoint, device="cpu")
     right: dict[str, list[bool]] = {}
-    losses = []
+    losses, bins = [], np.zeros((15, 2))
     for path in sorted(val.rglob("*.png")):
         answer, label = predictor(path), path.parent.name
         right.setdefault(label, []).append(answer.top(1)[0].label == label)
         losses.append(-np.log(answer.probabilities[answer.labels.index(label)]))
+        sure = answer.top(1)[0].probability
+        bins[math.ceil(15 * sure) - 1] += right[label][-1], sure
     every = [one for ones in right.values() for one in ones]
     shares = {label: {"samples": len(ones), "top1": sum(ones) / len(ones)} for label, ones in right.items()}
-    return {"top1": sum(every) / len(every), "top5": 1.0, "loss": float(np.mean(losses))}, shares
+    error = float(np.abs(bins[:, 0] - bins[:, 1]).sum() / len(every))
+    return {"top1": sum(every) / len(every), "top5": 1.0, "loss": float(np.mean(losses)), "ece": error}, shares
 
 
 @pytest.mark.parametrize("flags", [[], ["--batch-size", "2"], ["--precision", "bf16"]], ids=" ".join)
@@ -101,6 +106,37 @@ def test_the_confusion_matrix_is_a_picture(van, checkpoint, noisy, tmp_path):
         assert min(drawn.size) > 200
         assert len(drawn.convert("RGB").getcolors(2**24) or []) > 10
     assert [path.name for path in target.parent.iterdir()] == ["confusion.PNG"]
+
+
+def test_every_chart_of_the_task_is_drawn_into_a_folder(van, checkpoint, noisy, tmp_path):
+    folder = tmp_path / "new" / "charts"
+    alone = tmp_path / "alone.png"
+    ran = van("eval", checkpoint, "--data", noisy, "--charts", folder, "--confusion", alone, "--json")
+    assert ran.status == 0
+    json.loads(ran.out)
+    assert alone.read_bytes() == (folder / "confusion.png").read_bytes()
+    assert ran.err.splitlines()[1] == f"charts: confusion.png, reliability.png, per_class.png in {folder}"
+    assert sorted(path.name for path in folder.iterdir()) == ["confusion.png", "per_class.png", "reliability.png"]
+    for path in folder.iterdir():
+        with Image.open(path) as drawn:
+            assert drawn.format == "PNG"
+            assert len(drawn.convert("RGB").getcolors(2**24) or []) > 10
+
+
+def test_a_folder_that_charts_cannot_go_into_is_refused_before_the_work(van, tmp_path):
+    """Before the checkpoint is looked for, which is not there."""
+    (tmp_path / "file").write_text("no folder")
+    for folder in (tmp_path / "file", tmp_path / "file" / "charts"):
+        ran = van("eval", tmp_path / "none.safetensors", "--data", tmp_path, "--charts", folder)
+        assert (ran.status, ran.out) == (2, "")
+        assert ran.err == f"van: --charts {folder}: {tmp_path / 'file'} is a file; wanted a folder\n"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_folder_that_may_not_be_written_to_is_refused_before_the_work(van, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    ran = van("eval", tmp_path / "none.safetensors", "--data", tmp_path, "--charts", tmp_path / "locked" / "charts")
+    assert (ran.status, ran.err.endswith("cannot be written to; choose another folder\n")) == (2, True)
 
 
 @pytest.mark.parametrize("classes", [1, 2_001])

@@ -119,6 +119,22 @@ def test_the_confusion_of_pixels_is_a_picture(van, marked, scenes, tmp_path):
         assert min(drawn.size) > 200
 
 
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [("instances", ["per_class.png", "precision_recall.png"]), ("segment", ["confusion.png", "per_class.png"])],
+)
+def test_every_chart_of_the_task_is_drawn_into_a_folder(van, marked, scenes, tmp_path, task, names):
+    folder = tmp_path / "charts"
+    ran = van("eval", marked(task), "--data", set_of(scenes, task), "--charts", folder, "--json", "--device", "cpu")
+    assert (ran.status, ran.err) == (0, f"charts: {', '.join(names)} in {folder}\n")
+    json.loads(ran.out)
+    assert sorted(path.name for path in folder.iterdir()) == names
+    for path in folder.iterdir():
+        with Image.open(path) as drawn:
+            assert drawn.format == "PNG"
+            assert min(drawn.size) > 200
+
+
 def test_boxes_have_no_confusion_matrix(van, marked, scenes, tmp_path):
     ran = van("eval", marked("detect"), "--data", scenes / "coco", "--confusion", tmp_path / "confusion.png")
     assert (ran.status, ran.out) == (2, "")

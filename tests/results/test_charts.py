@@ -1,20 +1,18 @@
 """Every chart of a run is drawn whatever the run holds: read back, in colour, nothing cut off, twice the same."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from van.errors import ShapeError
+from results.looks import amount, read
 from van.results.charts import (
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     _smoothed,
-    draw_confusion,
     draw_contact_sheet,
     draw_costs,
     draw_curves,
@@ -29,21 +27,6 @@ def train(count: int, loss: float | None = None) -> list[dict]:
 def held_out(count: int, **others: object) -> list[dict]:
     best = {"kind": "eval", "loss": 1.5}
     return [best | {"step": 100 * n, "top1": 1 - 0.9 * math.exp(-n / 3)} | others for n in range(count)]
-
-
-def read(path: Path) -> np.ndarray:
-    with Image.open(path) as file:
-        assert file.format == "PNG"
-        picture = np.asarray(file.convert("RGB"))
-    assert picture.std() > 1, "blank"
-    border = np.concatenate([picture[:3].reshape(-1, 3), picture[-3:].reshape(-1, 3), picture[:, :3].reshape(-1, 3)])
-    assert border.min() == 255, "something is cut off at the edge"
-    return picture
-
-
-def amount(picture: np.ndarray, colour: str) -> int:
-    wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
-    return int((picture == wanted).all(axis=-1).sum())
 
 
 RUNS = {
@@ -94,59 +77,6 @@ def test_smoothing_is_the_mean_of_the_finite_losses_around():
     assert len(_smoothed(np.array([]))) == 0
 
 
-@pytest.mark.parametrize("classes", [1, 2, 10, 20, 21, 60, 61, 200])
-def test_a_confusion_matrix_of_any_size_is_drawn(tmp_path, classes):
-    counts = np.random.default_rng(0).multinomial(20, np.full(classes, 1 / classes), size=classes)
-    counts += np.diag(np.full(classes, 80))
-    draw_confusion(counts, [f"class {n}" for n in range(classes)], tmp_path / "a")
-    picture = read(tmp_path / "a")
-    assert 300 < picture.shape[0] < 2000
-    assert abs(picture.shape[0] - picture.shape[1]) < 400
-    blues = (picture[..., 2].astype(int) - picture[..., 0] > 60).mean()
-    assert blues > 0.001  # the diagonal
-
-
-def test_a_mistake_in_a_hundred_is_seen(tmp_path):
-    counts = np.diag([99, 100])
-    draw_confusion(counts, ["a", "b"], tmp_path / "clean")
-    counts[0, 1] = 1
-    draw_confusion(counts, ["a", "b"], tmp_path / "mistaken")
-    clean, mistaken = read(tmp_path / "clean"), read(tmp_path / "mistaken")
-    assert clean.shape == mistaken.shape
-    assert (np.abs(clean.astype(int) - mistaken).max(axis=-1) > 10).sum() > 10_000  # a whole cell, not only its number
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [
-        ["a$b$c", r"$\nosuchcommand$"],
-        ["犬", "🐶"],
-        ["собака", "Ωμέγα"],
-        ["x" * 500, "y"],
-        ["two\nlines", ""],
-        ["\udce9", "\x00"],
-    ],
-    ids=ascii,
-)
-def test_labels_of_any_kind_are_written_as_they_are(tmp_path, labels):
-    draw_confusion(np.eye(2, dtype=int) * 12_345_678, labels, tmp_path / "a")
-    picture = read(tmp_path / "a")
-    blues = (picture[..., 2].astype(int) - picture[..., 0] > 60).mean()
-    assert blues > 0.05  # the matrix was not squeezed away by its labels
-
-
-def test_classes_that_never_occur_are_empty_rows(tmp_path):
-    draw_confusion(np.zeros((3, 3), dtype=int), ["a", "b", "c"], tmp_path / "a")
-    read(tmp_path / "a")
-
-
-@pytest.mark.parametrize("shape", [(2, 3), (3, 3), (0, 0)])
-def test_counts_that_do_not_fit_the_labels_are_refused(tmp_path, shape):
-    labels = ["a", "b"][: shape[0]]
-    with pytest.raises(ShapeError, match=f"for {len(labels)} labels; wanted a row and a column for each"):
-        draw_confusion(np.zeros(shape, dtype=int), labels, tmp_path / "a")
-
-
 def tile(width: int, height: int, colour: str) -> Image.Image:
     return Image.new("RGB", (width, height), colour)
 
@@ -194,8 +124,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
     for path in (tmp_path / "one.png", tmp_path / "two.png"):
         path.mkdir()
         draw_curves(RUNS["whole"][0], path / "curves", headline="top1")
-        draw_confusion(np.eye(12, dtype=int), [str(n) for n in range(12)], path / "confusion")
         draw_contact_sheet([tile(9, 9, "red")] * 3, path / "sheet")
         draw_costs([3, 5], {"a": [1, 2], "b": [2, 3], "c": [3, 4]}, path / "costs", marked=3)
-    for name in ("curves", "confusion", "sheet", "costs"):
+    for name in ("curves", "sheet", "costs"):
         assert (tmp_path / "one.png" / name).read_bytes() == (tmp_path / "two.png" / name).read_bytes()

@@ -1,6 +1,7 @@
 """The classification task against numbers worked out by hand and by numpy."""
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torchmetrics.classification import MulticlassCalibrationError
 
 from van.engine.loader import seeded
 from van.errors import ShapeError
@@ -179,7 +181,8 @@ def test_the_meter_agrees_with_counting_by_hand_and_padding_never_counts(num_cla
     wanted = counted(np.concatenate(rows), np.concatenate(answers), np.concatenate(masks), num_classes)
     found = meter.compute()
     np.testing.assert_array_equal(found["confusion"], wanted.pop("confusion"))
-    assert set(found["metrics"]) == {"top1", "top5", "loss"}
+    assert set(found["metrics"]) == {"top1", "top5", "loss", "ece"}
+    assert sum(found["reliability"]["right"]) == found["confusion"].trace()
     for name, value in wanted.items():
         assert found["metrics"][name] == pytest.approx(value, abs=1e-5)  # float32 sums of up to 36 losses
     assert all(isinstance(value, float) for value in found["metrics"].values())
@@ -206,7 +209,8 @@ def test_one_class_is_always_right_and_has_no_table():
     meter = task.meter()
     meter.update(torch.randn(3, 1), batch_of([0, 0, 0]))
     found = meter.compute()
-    assert found == {"metrics": {"top1": 1.0, "top5": 1.0, "loss": 0.0}, "confusion": None, "per_class": {}}
+    assert found.pop("metrics") == {"top1": 1.0, "top5": 1.0, "loss": 0.0}
+    assert found == {"confusion": None, "reliability": None, "per_class": {}}
     assert task.loss(Answers(torch.zeros(2, 1)), batch_of([0, 0])).item() == 0.0
 
 
@@ -240,7 +244,70 @@ def test_an_answer_that_is_no_number_spoils_the_loss_for_all_to_see():
     """Left out of the mean, it would make a broken network look like a good one."""
     meter = Classify(("a", "b")).meter()
     meter.update(torch.tensor([[2.0, 0.0], [float("nan"), 0.0]]), batch_of([0, 1]))
-    assert math.isnan(meter.compute()["metrics"]["loss"])
+    found = meter.compute()
+    assert math.isnan(found["metrics"]["loss"])
+    assert math.isnan(found["metrics"]["ece"])
+    assert math.isnan(found["reliability"]["confidence"][0])
+    assert (sum(found["reliability"]["count"]), sum(found["reliability"]["right"])) == (2, 1)
+
+
+def logits_of(confidences: list[float], answers: list[int]) -> torch.Tensor:
+    """Logits of two classes, so that the softmax of each row has that confidence in that answer."""
+    rows = torch.tensor([[math.log(sure), math.log1p(-sure)] for sure in confidences], dtype=torch.float64)
+    return torch.where(torch.tensor(answers)[:, None] == 0, rows, rows.flip(1)).float()
+
+
+def test_reliability_counts_answers_right_ones_and_confidence_in_bins():
+    """By hand: 0.55 lies in the ninth of fifteen bins, 0.90 in the fourteenth, 0.97 and 1 in the last."""
+    meter = Classify(("a", "b")).meter()
+    meter.update(logits_of([0.55, 0.55, 0.9, 0.97], [0, 1, 0, 1]), batch_of([0, 0, 0, 1]))
+    meter.update(torch.tensor([[300.0, 0.0]]), batch_of([1]))  # sure, and wrong
+    found = meter.compute()
+    table = found["reliability"]
+    answered = {8: (2, 1, 1.1), 13: (1, 1, 0.9), 14: (2, 1, 1.97)}
+    wanted = [answered.get(place, (0, 0, 0.0)) for place in range(15)]
+    count, right, confidence = (list(column) for column in zip(*wanted, strict=True))
+    assert (table["count"], table["right"]) == (count, right)
+    assert table["confidence"] == pytest.approx(confidence, abs=1e-6)
+    assert found["metrics"]["ece"] == pytest.approx((0.1 + 0.1 + 0.97) / 5, abs=1e-6)
+
+
+def test_a_confidence_next_to_the_edge_of_two_bins_is_counted_exactly():
+    """A bin is (m/15, (m+1)/15]; in float32 a third is a hair above 5/15, a fifth above 3/15, and 1 is 15/15."""
+    for classes in (3, 5, 6, 15, 30):
+        meter = Classify([f"c{n}" for n in range(classes)]).meter()
+        meter.update(torch.zeros(1, classes), batch_of([0]))
+        sure = Fraction(torch.zeros(classes).softmax(0)[0].item())
+        assert meter.compute()["reliability"]["count"].index(1) == math.ceil(sure * 15) - 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(num_classes=st.integers(2, 9), sizes=st.lists(st.integers(1, 40), min_size=1, max_size=4), seed=st.integers(0))
+def test_the_calibration_error_is_that_of_torchmetrics(num_classes, sizes, seed):
+    rng = np.random.default_rng(seed)
+    meter, peer = Classify([f"c{n}" for n in range(num_classes)]).meter(), MulticlassCalibrationError(num_classes, 15)
+    for size in sizes:
+        logits = torch.from_numpy(3 * rng.standard_normal((size, num_classes))).float()
+        targets = torch.from_numpy(rng.integers(0, num_classes, size))
+        meter.update(logits, batch_of(targets.tolist()))
+        peer.update(logits, targets)
+    assert meter.compute()["metrics"]["ece"] == pytest.approx(float(peer.compute()), abs=1e-5)
+
+
+def test_sums_of_confidence_are_the_same_in_any_order():
+    """The control: in float32 they are not."""
+    logits = torch.randn(3000, 7, generator=torch.Generator().manual_seed(0))
+    targets = [n % 7 for n in range(3000)]
+    found = []
+    for order in (torch.arange(3000), torch.arange(3000).flip(0)):
+        meter = Classify([f"c{n}" for n in range(7)]).meter()
+        for part in order.split(700):
+            meter.update(logits[part], batch_of([targets[n] for n in part.tolist()]))
+        found.append(meter.compute())
+    assert found[0]["reliability"] == found[1]["reliability"]
+    assert found[0]["metrics"]["ece"] == found[1]["metrics"]["ece"]
+    sure = logits.softmax(1).max(1).values.numpy()
+    assert sure.cumsum()[-1] != sure[::-1].cumsum()[-1]
 
 
 def test_a_fresh_meter_starts_from_nothing():

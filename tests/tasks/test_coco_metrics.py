@@ -245,6 +245,54 @@ def test_a_results_file_scores_in_pycocotools_what_the_meter_said(tmp_path, seed
     assert found["mask_ap"] > 0.05
 
 
+@own_warning
+@pytest.mark.parametrize("seed", [1, 5])
+def test_precision_over_recall_is_that_of_pycocotools(seed):
+    pictures = random_set(seed)
+    found = measured(pictures)
+    curves, truth, file = found["precision_recall"], annotation_file(pictures), results(pictures)
+    assert list(curves) == ["recall", "box", "mask"]
+    for kind in ("box", "mask"):
+        official = precision_by_pycocotools(truth, file, kind)
+        assert set(curves[kind]["per_class"]) == {label for label, values in official.items() if values.min() > -1}
+        assert "only found" not in curves[kind]["per_class"]
+        mean = np.mean([official[label] for label in curves[kind]["per_class"]], axis=0)
+        for mine, theirs in [(curves[kind]["all"], mean)] + [
+            (curve, official[label]) for label, curve in curves[kind]["per_class"].items()
+        ]:
+            for name, wanted in (("0.50", theirs[0]), ("0.75", theirs[5]), ("0.50:0.95", theirs.mean(axis=0))):
+                assert mine[name] == pytest.approx(wanted, abs=1e-6)
+        assert curves[kind]["all"]["0.50"] != pytest.approx(mean[5], abs=1e-3)  # the control: IoU 0.75
+        for name, threshold in (("ap50", "0.50"), ("ap75", "0.75"), ("ap", "0.50:0.95")):
+            assert np.mean(curves[kind]["all"][threshold]) == pytest.approx(
+                found["metrics"][f"{kind}_{name}"], abs=1e-6
+            )
+    assert curves["recall"] == pytest.approx([n / 100 for n in range(101)], abs=1e-12)
+    assert json.loads(json.dumps(curves, allow_nan=False)) == curves
+
+
+def precision_by_pycocotools(truth: COCO, file: Any, kind: str) -> dict[str, np.ndarray]:
+    """(10 IoU thresholds, 101 recalls) of each class, things of all sizes, 100 answers; -1 where there is nothing."""
+    if kind == "mask":
+        file = [{key: value for key, value in entry.items() if key != "bbox"} for entry in file]
+    with contextlib.redirect_stdout(io.StringIO()):
+        asked = COCOeval(truth, truth.loadRes(file), {"box": "bbox", "mask": "segm"}[kind])
+        asked.evaluate()
+        asked.accumulate()
+    return {label: asked.eval["precision"][:, :, place, 0, 2] for place, label in enumerate(LABELS)}
+
+
+def test_precision_over_recall_worked_out_by_hand():
+    """Of two things one is found, after a false answer: half of what was answered is right, up to a recall of 0.5."""
+    boxes = [[50.0, 50, 60, 60], [0, 0, 10, 10]]
+    things = [[0.0, 0, 10, 10], [100, 100, 110, 110]]
+    found = measured([one_picture(boxes, [0.9, 0.8], things)], masks=False)["precision_recall"]
+    assert list(found) == ["recall", "box"]
+    assert found["box"]["per_class"] == {LABELS[0]: found["box"]["all"]}
+    for curve in found["box"]["all"].values():
+        assert curve == pytest.approx([0.5] * 51 + [0.0] * 50, abs=1e-9)
+
+
 def one_picture(boxes: list[list[float]], scores: list[float], things: list[list[float]], **more: Any) -> Picture:
     found = {"boxes": torch.tensor(boxes).reshape(-1, 4), "labels": torch.zeros(len(boxes), dtype=torch.int64)}
     target = {"boxes": torch.tensor(things).reshape(-1, 4), "labels": torch.zeros(len(things), dtype=torch.int64)}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from van.errors import UsageError
 
 if TYPE_CHECKING:
     from van.engine.evaluate import Evaluation
+    from van.tasks.base import Task
 
 
 MOST_COLUMNS = 6
@@ -39,6 +41,8 @@ class EvalSettings:
     """Arithmetic of the forward pass."""
     confusion: Path | None = None
     """Draw the confusion matrix into this PNG; of pictures, or of pixels for segmentation."""
+    charts: Path | None = None
+    """Draw all charts that the task has into this folder: confusion, reliability, each class, precision over recall."""
     tile_px: int = 0
     """Segmentation: see pictures at their own size through a sliding window of so many pixels."""
     multi_scale: bool = False
@@ -58,6 +62,7 @@ def run(arguments: Sequence[str]) -> int:
         examples=(
             "van eval runs/digits/best.safetensors --data digits",
             "van eval van_b2 --data imagenet --workers 4 --confusion confusion.png --json",
+            "van eval runs/scenes-detect/best.safetensors --data scenes --charts charts",
             "van eval runs/streets/best.safetensors --data streets --multi-scale",
             "torchrun --nproc-per-node 2 -m van eval runs/flowers/best.safetensors --data flowers",
         ),
@@ -98,7 +103,7 @@ def run(arguments: Sequence[str]) -> int:
         notes = _flattered(settings.data, loaded.recipe) if loaded.task == "classify" else []
         for note in (*loaded.notes, *notes):
             print(note, file=sys.stderr)
-        _report(settings, loaded.task, loaded.labels, found)
+        _report(settings, task, found)
     return 1 if found.unreadable or not _is_finite(found) else 0
 
 
@@ -110,6 +115,17 @@ def _check(settings: EvalSettings) -> None:
         )
     if settings.confusion is not None and settings.confusion.suffix.lower() != ".png":
         raise UsageError(f"--confusion is {settings.confusion}; wanted a name ending in .png")
+    if settings.charts is not None:
+        _check_folder(settings.charts)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder for charts that is none, or that no file can be put into."""
+    there = next((part for part in (folder, *folder.absolute().parents) if part.exists()), Path())
+    if not there.is_dir():
+        raise UsageError(f"--charts {folder}: {there} is a file; wanted a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"--charts {folder}: {there} cannot be written to; choose another folder")
 
 
 def _check_confusion(settings: EvalSettings, task: str, classes: int) -> None:
@@ -135,9 +151,9 @@ def _flattered(data: Path, recipe: Mapping[str, Any]) -> list[str]:
     return [f"{data} holds the pictures that this network learnt from: it will do worse on new ones"]
 
 
-def _report(settings: EvalSettings, task: str, labels: Sequence[str], found: "Evaluation") -> None:
+def _report(settings: EvalSettings, task: "Task", found: "Evaluation") -> None:
     if settings.json:
-        print(json.dumps(_record(settings, task, found), indent=2))
+        print(json.dumps(_record(settings, task.name, found), indent=2))
     else:
         for name, value in found.metrics.items():
             print(f"{name:<16}{value:.4f}")
@@ -147,13 +163,24 @@ def _report(settings: EvalSettings, task: str, labels: Sequence[str], found: "Ev
         print("the network answers with NaN or infinity, so these figures mean nothing; look at it", file=sys.stderr)
     for name, reason in found.unreadable:
         print(f"unreadable, in no metric: {name}: {reason}", file=sys.stderr)
-    if settings.confusion is not None:
-        from van.checkpoint import atomic_path
-        from van.results.charts import draw_confusion
+    if settings.confusion is not None or settings.charts is not None:
+        _draw(settings, task, found)
 
+
+def _draw(settings: EvalSettings, task: "Task", found: "Evaluation") -> None:
+    from van.checkpoint import atomic_path
+    from van.results.quality import charts_of, draw_confusion
+
+    if settings.confusion is not None:
         with atomic_path(settings.confusion) as temporary:
-            draw_confusion(found.details["confusion"], labels, temporary)
+            draw_confusion(found.details["confusion"], task.labels, temporary)
         print(f"confusion matrix: {settings.confusion}", file=sys.stderr)
+    if settings.charts is not None:
+        charts = charts_of(found.details, labels=task.labels, headline=task.headline)
+        for name, draw in charts.items():
+            with atomic_path(settings.charts / name) as temporary:
+                draw(temporary)
+        print(f"charts: {', '.join(charts) or 'the task has none'} in {settings.charts}", file=sys.stderr)
 
 
 def _print_classes(per_class: Mapping[str, Mapping[str, float]]) -> None:

@@ -1,6 +1,7 @@
-"""Charts of a run: learning curves, the confusion matrix, predicted pictures, the cost of a kernel.
+"""Charts of a run: learning curves, predicted pictures, the cost of a kernel; and what all charts have in common.
 
 Every function writes one PNG, the same bytes for the same input; colours are safe for colour-blind readers.
+Charts of how good a network is are in ``van.results.quality``.
 """
 
 import warnings
@@ -12,17 +13,14 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
-from van.errors import ShapeError
 from van.results.drawing import one_line
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#777777"
 _LABEL_CHARACTERS = 32
-_MOST_NUMBERED, _MOST_NAMED = 20, 60
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path, *, headline: str) -> None:
@@ -51,44 +49,10 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path, *, headline: s
         title = f"{headline}, held out, %: best {100 * metrics[best]:.2f}"
     _line(rate_axis, *_column(train, "lr"), color=GREY)
     for axis, text in ((loss_axis, "loss"), (metric_axis, title), (rate_axis, "learning rate")):
-        _dress(axis, text, "step")
+        dress(axis, text, "step")
         axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         if not axis.lines:
-            axis.text(0.5, 0.5, "nothing yet", transform=axis.transAxes, ha="center", color=GREY)
-            axis.set(xticks=[], yticks=[])
-    save_figure(figure, path)
-
-
-def draw_confusion(counts: np.ndarray, labels: Sequence[str], path: Path) -> None:
-    """A confusion matrix: rows are true classes, columns predicted ones, each row as shares of its class.
-
-    Numbers are written into the cells up to 20 classes, names beside them up to 60. The colours
-    follow the root of the share, so that a few mistakes in a hundred are seen.
-
-    Raises:
-        ShapeError: ``counts`` is not a square with a row for each label.
-    """
-    classes = len(labels)
-    if counts.shape != (classes, classes) or not classes:
-        raise ShapeError(f"counts are {counts.shape} for {classes} labels; wanted a row and a column for each label")
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [_short(label) for label in labels] if classes <= _MOST_NAMED else []
-    side = float(np.clip(2.5 + 0.42 * classes, 4, 14)) + 0.06 * max(map(len, names), default=0)  # inches
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axis = figure.subplots()
-    image = axis.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-    figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
-    if classes <= _MOST_NUMBERED:
-        for row, column in np.argwhere(counts > 0):
-            colour = "white" if shares[row, column] > 0.35 else "black"
-            text = _compact(int(counts[row, column]))
-            axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    if names:
-        size = 10 if classes <= 30 else 8
-        axis.set_xticks(range(classes), names, rotation=90, fontsize=size, parse_math=False)
-        axis.set_yticks(range(classes), names, fontsize=size, parse_math=False)
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("true")
+            say_nothing(axis, "nothing yet")
     save_figure(figure, path)
 
 
@@ -117,7 +81,7 @@ def draw_costs(kernel_sizes: Sequence[int], costs: Mapping[str, Sequence[int]], 
         axis.semilogy(kernel_sizes, values, color=colour, label=name)
     axis.axvline(marked, color="black", linewidth=0.8, linestyle=":", label=f"kernel size {marked}")
     axis.legend(frameon=False)
-    _dress(axis, "weights of one layer", "kernel size, pixels")
+    dress(axis, "weights of one layer", "kernel size, pixels")
     save_figure(figure, path)
 
 
@@ -127,6 +91,26 @@ def save_figure(figure: Figure, path: Path) -> None:
     with matplotlib.rc_context({"savefig.dpi": 120}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # drawn as a box: the script has no font here
         figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.1)
+
+
+def dress(axis: Axes, title: str, x_label: str) -> None:
+    """Title, label, a light grid, and no frame above and to the right; dollar signs are dollar signs."""
+    axis.set_title(title, parse_math=False)
+    axis.set_xlabel(x_label)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+
+
+def say_nothing(axis: Axes, text: str) -> None:
+    """An empty chart says that it is empty."""
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", color=GREY)
+    axis.set(xticks=[], yticks=[])
+
+
+def short_label(label: str) -> str:
+    """A class's name on one line, cut after 32 characters."""
+    label = one_line(label)
+    return label if len(label) <= _LABEL_CHARACTERS else label[: _LABEL_CHARACTERS - 3] + "..."
 
 
 def _column(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -155,23 +139,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0.5)
 
 
-def _short(label: str) -> str:
-    label = one_line(label)
-    return label if len(label) <= _LABEL_CHARACTERS else label[: _LABEL_CHARACTERS - 3] + "..."
-
-
-def _compact(count: int) -> str:
-    return str(count) if count < 10_000 else f"{count / 1000:.0f}k" if count < 1_000_000 else f"{count / 1e6:.1f}M"
-
-
 def _note(text: str) -> Image.Image:
     tile = Image.new("RGB", (160, 40), "white")
     ImageDraw.Draw(tile).text((80, 20), text, fill=GREY, font=ImageFont.load_default(16), anchor="mm")
     return tile
-
-
-def _dress(axis: Axes, title: str, x_label: str) -> None:
-    axis.set_title(title)
-    axis.set_xlabel(x_label)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)

@@ -1,8 +1,10 @@
 """Classification: one label for a picture.
 
 Shapes: pictures (N, 3, H, W), targets (N,) int64 or (N, K) soft, outputs (N, K) logits.
+The expected calibration error is that of Guo et al. 2017, arXiv:1706.04599.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from van.results import Classes
@@ -20,6 +22,9 @@ from van.tasks.mix import MixSettings
 
 MOST_CLASSES_IN_A_TABLE = 2_000
 """Above this no confusion matrix is kept: 22K classes would need 4 GB."""
+CONFIDENCE_BINS = 15
+"""As many as the paper has."""
+_FIXED_POINT_BITS = 32
 
 
 class Classify:
@@ -79,8 +84,37 @@ class Classify:
         ]
 
 
+class Reliability(Metric):
+    """Answers, right answers and summed confidence in bins of confidence, (m/15, (m+1)/15] for m = 0 ... 14.
+
+    Confidences are counted as whole multiples of 2**-32, so that the sums are the same in any order, over any number of
+    processes, and on devices without float64.
+    """
+
+    full_state_update = False
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("table", torch.zeros(4, CONFIDENCE_BINS, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Count answers: logits (N, K) against targets (N,)."""
+        confidence, answers = logits.softmax(dim=1).max(dim=1)
+        known = confidence.isfinite()
+        fixed = (confidence.nan_to_num() * 2**_FIXED_POINT_BITS).to(torch.int64)
+        bins = ((fixed * CONFIDENCE_BINS - 1) >> _FIXED_POINT_BITS).clamp(min=0)
+        inside = bins[:, None] == torch.arange(CONFIDENCE_BINS, device=bins.device)
+        rows = torch.stack([torch.ones_like(fixed), (known & (answers == targets)).long(), fixed, (~known).long()])
+        self.table += (rows[:, :, None] * inside).sum(dim=1)
+
+    def compute(self) -> Tensor:
+        """(4, 15) int64: answers, right ones, confidence in units of 2**-32, answers that were no numbers."""
+        return self.table
+
+
 class ClassifyMeter(MetricCollection):
-    """Top-1, top-5 and mean loss as fractions, and counts by true and predicted class."""
+    """Top-1, top-5 and mean loss, how well calibrated the answers are, and counts by true and predicted class."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         num_classes = len(labels)
@@ -90,6 +124,7 @@ class ClassifyMeter(MetricCollection):
                 metrics[f"top{k}"] = MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro")
             if num_classes <= MOST_CLASSES_IN_A_TABLE:
                 metrics["confusion"] = MulticlassConfusionMatrix(num_classes)
+            metrics["reliability"] = Reliability()
         super().__init__(metrics, compute_groups=False)
         self.labels = tuple(labels)
 
@@ -99,19 +134,31 @@ class ClassifyMeter(MetricCollection):
         if len(targets) == 0:
             return
         self["loss"].update(F.cross_entropy(logits, targets, reduction="none"))
-        for name in ("top1", "top5", "confusion"):
+        for name in ("top1", "top5", "confusion", "reliability"):
             if name in self:
                 self[name].update(logits, targets)
 
     def compute(self) -> dict[str, Any]:
-        """``metrics`` with top1, top5 and loss; ``confusion`` (K, K), rows the true classes, or None; ``per_class``."""
+        """``metrics`` with top1, top5, loss and, of more classes than one, ece, the expected calibration error.
+
+        ``confusion`` (K, K), rows the true classes, or None; ``reliability`` with ``count``, ``right`` and the sum of
+        ``confidence`` in each bin, NaN in the first if an answer was no number, or None; ``per_class``.
+        """
         values = super().compute()
         counts = values.pop("confusion", None)
         confusion = None if counts is None else counts.cpu().numpy()
+        reliability = _reliability_of(values.pop("reliability")) if "reliability" in values else None
         metrics = {name: float(value) for name, value in values.items()}
         if len(self.labels) == 1:
             metrics |= {"top1": 1.0, "top5": 1.0}
-        return {"metrics": metrics, "confusion": confusion, "per_class": self._per_class(confusion)}
+        if reliability is not None:
+            metrics["ece"] = _calibration_error(**reliability)
+        return {
+            "metrics": metrics,
+            "confusion": confusion,
+            "reliability": reliability,
+            "per_class": self._per_class(confusion),
+        }
 
     def _per_class(self, confusion: np.ndarray | None) -> dict[str, dict[str, float]]:
         """How many pictures of each class there were, and the share that was recognised."""
@@ -120,3 +167,17 @@ class ClassifyMeter(MetricCollection):
         counts, right = confusion.sum(axis=1), confusion.diagonal()
         rows = zip(self.labels, counts.tolist(), right.tolist(), strict=True)
         return {label: {"samples": count, "top1": good / count} for label, count, good in rows if count}
+
+
+def _reliability_of(table: Tensor) -> dict[str, list[Any]]:
+    count, right, fixed, no_number = table.tolist()
+    confidence = [
+        math.nan if unknown else total / 2**_FIXED_POINT_BITS for total, unknown in zip(fixed, no_number, strict=True)
+    ]
+    return {"count": count, "right": right, "confidence": confidence}
+
+
+def _calibration_error(count: Sequence[int], right: Sequence[int], confidence: Sequence[float]) -> float:
+    """How far accuracy and mean confidence are apart in each bin, weighted by its share of the answers."""
+    gaps = (abs(good - sure) for good, sure in zip(right, confidence, strict=True))
+    return math.fsum(gaps) / sum(count) if sum(count) else math.nan

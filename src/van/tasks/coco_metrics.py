@@ -29,6 +29,8 @@ _THRESHOLDS = {
     "rec_thresholds": np.linspace(0.0, 1.0, 101).tolist(),
 }
 """COCO's. torchmetrics' own are rounded to float32, which an IoU of exactly 0.6 or a recall of 0.1 does not reach."""
+CURVES = {"0.50": slice(0, 1), "0.75": slice(5, 6), "0.50:0.95": slice(None)}
+"""The IoU thresholds that a curve of precision over recall is the mean of."""
 _STATES = (
     "detection_box", "detection_mask", "detection_scores", "detection_labels", "groundtruth_box",
     "groundtruth_mask", "groundtruth_labels", "groundtruth_crowds", "groundtruth_area",
@@ -66,6 +68,9 @@ class CocoMeter:
     def compute(self) -> dict[str, Any]:
         """``metrics`` such as ``box_ap50``, and the same ``per_class``; the same in every process.
 
+        ``precision_recall`` has ``recall`` (101), and for ``box`` and perhaps ``mask`` ``all``, the mean over classes,
+        and ``per_class``: precision at each recall by IoU, "0.50", "0.75" and their mean "0.50:0.95"; lists of floats.
+
         Raises:
             DataError: there is nothing to find in any picture.
         """
@@ -78,6 +83,7 @@ class CocoMeter:
         labels = [self.labels[index] for index in found["classes"].reshape(-1).tolist()]
         metrics: dict[str, float] = {}
         per_class: dict[str, dict[str, float]] = {label: {} for label in self.labels if label in labels}
+        curves: dict[str, Any] = {"recall": _THRESHOLDS["rec_thresholds"]}
         for kind, theirs in self._kinds.items():
             prefix = f"{theirs}_" if len(self._kinds) > 1 else ""
             figures = {f"{kind}_{ours}": float(found[prefix + name]) for ours, name in FIGURES.items()}
@@ -86,7 +92,12 @@ class CocoMeter:
             for place, label in enumerate(labels):
                 figures = _figures_of_class(precision[:, :, place], recall[:, place])
                 per_class[label] |= {f"{kind}_{name}": value for name, value in figures.items() if value > -1}
-        return {"metrics": metrics, "per_class": {label: values for label, values in per_class.items() if values}}
+            curves[kind] = _curves(precision[:, :, :, 0, 2], labels)
+        return {
+            "metrics": metrics,
+            "per_class": {label: values for label, values in per_class.items() if values},
+            "precision_recall": curves,
+        }
 
     def _fresh(self) -> MeanAveragePrecision:
         metric = MeanAveragePrecision(
@@ -138,6 +149,22 @@ def _figures_of_class(precision: np.ndarray, recall: np.ndarray) -> dict[str, fl
     figures |= {f"ar{most}": _mean(recall[:, 0, place]) for place, most in enumerate((1, 10, 100))}
     figures |= {f"ar_{area}": _mean(recall[:, place, 2]) for place, area in enumerate(("small", "medium", "large"), 1)}
     return figures
+
+
+def _curves(precision: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+    """Precision over recall as ``CocoMeter.compute`` gives it, of the classes that have something to find.
+
+    Args:
+        precision: (10 IoU thresholds, 101 recalls, classes) of things of all sizes, -1 where there is nothing to find.
+    """
+    there = np.flatnonzero((precision > -1).all(axis=(0, 1))).tolist()
+    return {
+        "all": {name: precision[part][:, :, there].mean(axis=(0, 2)).tolist() for name, part in CURVES.items()},
+        "per_class": {
+            labels[place]: {name: precision[part, :, place].mean(axis=0).tolist() for name, part in CURVES.items()}
+            for place in there
+        },
+    }
 
 
 def _mean(values: np.ndarray) -> float:
