@@ -1,4 +1,4 @@
-"""Watch a VAN learn real handwritten digits, then read single ones from picture files.
+"""Watch a VAN learn real handwritten digits, read single ones from picture files, and show where it looked.
 
     python examples/demo.py [FOLDER]
 
@@ -40,10 +40,13 @@ def demo(folder: Path) -> None:
     pictures = [str(min((digits / "val" / str(digit)).glob("*.png"))) for digit in range(10)]
     step("single pictures from files", "predict", network, *pictures, "--top", "3", "--draw", str(drawn))
     draw_contact_sheet((Image.open(path) for path in sorted(drawn.glob("*.png"))), folder / "results.png", columns=5)
+    step("where it looked", "explain", network, *pictures, "--out", str(folder / "why"))
+    step("all of it on one page", "report", str(run), "--out", str(folder / "report.html"))
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     top1 = [record["top1"] for record in log if record["kind"] == "eval"]
     print(f"\nheld-out top-1: {top1[-1]:.2%} after the last epoch, {max(top1):.2%} at best")
-    print(f"look at: {folder / 'results.png'}, {run / 'curves.png'}, {run / 'confusion.png'}")
+    print(f"look at: {folder / 'results.png'}, {folder / 'why' / 'sheet.png'}, {run / 'curves.png'}")
+    print(f"open:    {folder / 'report.html'}, the report of this run, in any browser")
     if max(top1) < WANTED_TOP1:
         sys.exit(f"that is less than the {WANTED_TOP1:.1%} this demo reaches elsewhere; please open an issue")
 

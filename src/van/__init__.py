@@ -13,6 +13,7 @@ from van import registration
 if TYPE_CHECKING:
     from van.checkpoint import Checkpoint, load_checkpoint
     from van.errors import VanError
+    from van.explain import Explainer
     from van.models.layers import LKA
     from van.models.van import VAN
     from van.ops import large_kernel_attention
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Checkpoint": "van.checkpoint",
     "Classes": "van.results",
+    "Explainer": "van.explain",
     "LKA": "van.models.layers",
     "Predictor": "van.predict",
     "Preprocess": "van.preprocess",
@@ -39,6 +41,7 @@ __all__ = [
     "VAN",
     "Checkpoint",
     "Classes",
+    "Explainer",
     "Predictor",
     "Preprocess",
     "VanError",
@@ -49,6 +52,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "explain":  # a room with names of its own
+        return importlib.import_module("van.explain")
     if name not in _HOMES:
         raise AttributeError(f"module 'van' has no attribute {name!r}; public names: {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOMES[name]), name)

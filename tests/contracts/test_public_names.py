@@ -14,6 +14,7 @@ NAMES = [
     "VAN",
     "Checkpoint",
     "Classes",
+    "Explainer",
     "Predictor",
     "Preprocess",
     "VanError",
@@ -66,6 +67,12 @@ def test_a_name_loads_only_what_it_needs(run_python):
 def test_a_star_import_brings_every_public_name(run_python):
     code = "from van import *; import van; print(all(globals()[n] is getattr(van, n) for n in van.__all__))"
     assert run_python(code).strip() == "True"
+
+
+def test_what_explains_is_a_room_with_names_of_its_own(run_python):
+    code = "import van; room = van.explain; print(all(getattr(room, n).__module__[:12] == 'van.explain.' for n in {}))"
+    names = ["Explainer", "Explanation", "lka_gates", "lka_maps", "measure_fields", "score_maps", "find_layer"]
+    assert run_python(code.format(names)).strip() == "True"
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():

@@ -130,7 +130,8 @@ def test_labels_masks_and_pixels_stay_together_and_only_what_is_seen_is_kept(sce
     pixels = found["picture"].permute(1, 2, 0).long()
     for label, mask in zip(found["labels"].tolist(), found["masks"], strict=True):
         median = pixels[mask].median(0).values
-        assert (COLOURS - median).abs().sum(1).argmin() == label
+        hue = median / median.max().clamp(min=1)  # what is thin is darker, blurred with the ground
+        assert (COLOURS / COLOURS.max() - hue).abs().sum(1).argmin() == label
     kept = set(found["labels"].tolist())
     for label, colour in enumerate(COLOURS):
         area = int(((pixels - colour).abs().sum(2) < 60).sum())

@@ -1,5 +1,6 @@
 """Digit scenes: the same by seed, masks that add up, files that COCO's and ADE20K's rules explain."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from van.data.digits import LABELS, load_digits
+from van.data.find import read_part
+from van.data.folder import read_split
+from van.data.marks import Problems
 from van.data.scene_files import GROUND, run_lengths, write_digit_scenes
 from van.data.scenes import Scene, digit_scenes
 from van.errors import UsageError
@@ -34,6 +38,43 @@ def test_a_scene_is_the_same_every_time_whatever_the_count(scenes):
         assert [thing.label for thing in first.things] == [thing.label for thing in second.things]
     other = next(digit_scenes("train", count=1, size_px=96, seed=1))
     assert other.picture.tobytes() != scenes[0].picture.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("part", "count", "size_px", "seed", "digest"),
+    [
+        ("train", 12, 128, 0, "f809d2c05266659e4f34a3b7b0c8fcc8cf5e1bbbc19e5a11f065aea92fe9e21b"),
+        ("val", 12, 64, 0, "d5f2119c0c595b6bbac4f3bbe31ae1a9b6cf7bee8dbdf389f8c5ea3a0c5a938d"),
+        ("train", 40, 32, 3, "797d21955e5d06166538a71390df9fd484961bef02190c23a04fe534a30735c1"),
+    ],
+)
+def test_a_seed_gives_the_scenes_that_it_has_always_given(part, count, size_px, seed, digest):
+    """Recorded before scenes could be asked to have fewer digits."""
+    found = hashlib.sha256()
+    for scene in digit_scenes(part, count=count, size_px=size_px, seed=seed):
+        found.update(scene.picture.tobytes())
+        for thing in scene.things:
+            found.update(bytes([thing.label]) + thing.mask.tobytes())
+    assert found.hexdigest() == digest
+
+
+@pytest.mark.parametrize("most_digits", [1, 2, 9])
+def test_a_scene_has_as_many_digits_as_asked_for(most_digits):
+    counts = [len(scene.things) for scene in digit_scenes("val", count=150, size_px=96, most_digits=most_digits)]
+    assert max(counts) <= most_digits
+    assert max(counts) > most_digits / 2
+    if most_digits == 1:
+        assert set(counts) == {1}
+
+
+def test_a_digit_without_ink_is_drawn_again_where_each_scene_shows_one(monkeypatch):
+    from van.data import scenes as room
+
+    whole, blank = room._placed, iter([True, True, False])
+    monkeypatch.setattr(room, "_placed", lambda *a: whole(*a) * (not next(blank, False)))
+    (scene,) = digit_scenes("train", count=1, size_px=64, most_digits=1)
+    assert len(scene.things) == 1
+    assert next(blank, None) is None
 
 
 def test_held_out_scenes_are_others_and_show_held_out_digits(monkeypatch, scenes):
@@ -117,11 +158,31 @@ def test_the_files_say_what_the_scenes_hold(folder, part, count):
     assert (ade / "classes.txt").read_text().splitlines() == ["ground", *LABELS]
 
 
+def test_scenes_of_one_digit_are_class_folders_too(tmp_path):
+    """The same pictures in the same order: the class folder of each scene is its only mark's label."""
+    write_digit_scenes(tmp_path / "single", train=40, validation=20, size_px=32, most_digits=1)
+    split = read_split(tmp_path / "single" / "classes")
+    for part, items, count in (("train", split.train, 40), ("val", split.validation, 20)):
+        marked = read_part(tmp_path / "single", part, want="boxes", problems=Problems())
+        by_name = {item.source.name: item for item in items}
+        assert len(items) == len(by_name) == len(marked.pictures) == count
+        for picture in marked.pictures:
+            item, (mark,) = by_name[picture.path.name], picture.marks
+            assert split.labels[item.target] == marked.labels[mark.label]
+            assert item.source.read_bytes() == picture.path.read_bytes()
+
+
+def test_scenes_of_several_digits_have_no_class_folders(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["ade", "coco"]
+
+
 def test_nothing_is_written_over_and_nothing_half(folder, tmp_path):
     with pytest.raises(UsageError, match="already holds something"):
         write_digit_scenes(folder)
     with pytest.raises(UsageError, match="count is 0"):
         write_digit_scenes(tmp_path / "new", train=0)
+    with pytest.raises(UsageError, match="most_digits is 0; wanted at least 1"):
+        write_digit_scenes(tmp_path / "new", most_digits=0)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,12 +1,14 @@
 """Every command and every script in the README and in docs/ runs, in the order in which it stands there.
 
-Training is cut to one epoch on small pictures, measuring to one round; names such as ``van_b0`` that
-mean a download meet a hub on this machine. Nothing else about a command is changed.
+Training is cut to one epoch on small pictures, measuring to one round; names such as ``van_b0`` that mean a download
+meet a hub on this machine, and where networks are compared small ones stand for them. Nothing else about a command is
+changed.
 """
 
 import contextlib
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ import timm
 import torch
 from PIL import Image
 
+from explain.small import write_peers
 from models.local_hub import LocalHub
 from van.cli.main import VERBS, main
 from van.cli.train import run as _train  # noqa: F401  imported here so that the first command is not slow
@@ -65,8 +68,16 @@ def official_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def small_networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small networks of three families, with random weights."""
+    folder = tmp_path_factory.mktemp("small")
+    write_peers(folder)
+    return folder
+
+
 @pytest.fixture
-def workplace(tmp_path: Path, official_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(tmp_path: Path, official_file: Path, small_networks: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the pictures that the pages speak of."""
     for name, colour in (("daisy", "gold"), ("rose", "crimson"), ("tulip", "navy")):
         for number in range(6):
@@ -83,6 +94,7 @@ def workplace(tmp_path: Path, official_file: Path, monkeypatch: pytest.MonkeyPat
         Image.new("RGB", (300, 240), "grey").save(tmp_path / f"{name}.jpg")
     shutil.copy(official_file, tmp_path)
     write_marked_sets(tmp_path)
+    shutil.copytree(small_networks, tmp_path / "small")
     segmenter = create_segmenter("van_b0", head="semantic_fpn", num_classes=150)
     torch.save({"state_dict": segmenter.state_dict()}, tmp_path / "van-b0-in1kpre_fpn.pth")
     monkeypatch.chdir(tmp_path)
@@ -110,9 +122,14 @@ def hub_environment(official_file: Path, tmp_path_factory: pytest.TempPathFactor
 def quick(words: list[str]) -> list[str]:
     """The command with its training cut short, and with as many processes as this machine can carry."""
     if words[:3] == ["van", "bench", "models"]:
-        return [*words, "--models", "van_b0", "--ways", "van", "reference", "--batch-size", "2", "--rounds", "1"]
+        few = ["--models", "van_b0", "--ways", "van", "reference", "--batch-size", "2", "--rounds", "1"]
+        return [*words, *few, *(["--size-px", "96"] if "--grow" in words else [])]
     if words[:2] == ["van", "bench"]:
         return [*words, "--rounds", "1"]
+    if words[:2] == ["van", "explain"]:
+        return quick_explain(words)
+    if words[:3] == ["van", "data", "digit-scenes"]:
+        return [*words, "--train", "60", "--val", "10"]
     words = ["2" if before == "--nproc-per-node" else word for before, word in zip(["", *words], words, strict=False)]
     if "train" not in words or "--resume" in words:
         return words
@@ -122,13 +139,25 @@ def quick(words: list[str]) -> list[str]:
     return [*words, *QUICK[recipe], "--model", "van_b0", *start]
 
 
+def quick_explain(words: list[str]) -> list[str]:
+    """The same of fewer pictures; where networks are compared, of small ones with their names."""
+    if "--fields" in words:
+        return [*(word for word in words if word not in ("convnext_tiny", "swin_tiny")), "--size-px", "64"]
+    if "--score" in words:
+        return [*words, "--limit", "2", "--method", "grad-cam"]
+    names = {"van_b2", "swin_tiny", "convnext_tiny"} if "--compare" in words else set()
+    return [f"small/{word}.safetensors" if word in names else word for word in words]
+
+
 def run(command: str, environment: dict[str, str]) -> None:
     words = quick(shlex.split(command))
     if words[0] == "make":
         assert words[1] in MAKE_TARGETS
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.M)
         return
-    downloads = words[:3] == ["van", "predict", "van_b0"] or ("finetune" in words[:3] and "--from" not in words)
+    downloads = words[:3] in (["van", "predict", "van_b0"], ["van", "explain", "van_b0"]) or (
+        "finetune" in words[:3] and "--from" not in words
+    )
     if words[0] == "van" and not (downloads and "--resume" not in words):
         assert main(words[1:]) == 0, command
         return
@@ -148,6 +177,7 @@ def test_every_command_of_a_page_runs_in_its_order(
     page: str, workplace: Path, hub_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("van.bench.cases.RESOLUTIONS_PX", (224, 256))  # float64 at 1024 px would take minutes
+    monkeypatch.setattr("van.bench.operators.STAGES", ((64, 14, 8.0), (96, 7, 4.0)))
     for command in commands(page):
         run(command, hub_environment)
 
@@ -165,6 +195,21 @@ def test_every_script_of_a_page_runs(page: str, workplace: Path, official_file: 
         )
         with contextlib.redirect_stdout(None):
             exec(compile(local, page, "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_picture_of_a_page_is_there(page: str):
+    text = (ROOT / page).read_text()
+    names = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+    assert all((ROOT / page).parent.joinpath(name).is_file() for name in names)
+
+
+def test_the_gallery_makes_every_figure_of_its_page():
+    made = runpy.run_path(str(ROOT / "examples" / "gallery.py"))["FIGURES"]
+    page = (ROOT / "docs" / "explain.md").read_text()
+    assert set(re.findall(r"\(pictures/([^)]+)\)", page)) == set(made.values())
+    drawn = {name.partition("/")[0] for name in made if "/" in name}
+    assert drawn <= set(re.findall(r"--out (\S+)", page))
 
 
 def test_the_readme_shows_an_example_of_every_verb():

@@ -38,6 +38,8 @@ class ScenesSettings:
     """Side of a scene, in pixels."""
     seed: int = 0
     """Another number gives other scenes."""
+    most_digits: int = 6
+    """Digits in a scene, at most; with 1 each shows exactly one, and classes/ holds them as class folders."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,9 +88,13 @@ def _scenes(arguments: Sequence[str]) -> int:
         arguments,
         verb="data digit-scenes",
         description=JOBS["digit-scenes"][0],
-        examples=("van data digit-scenes --out scenes", "van data digit-scenes --out scenes --train 50 --val 10"),
+        examples=(
+            "van data digit-scenes --out scenes",
+            "van data digit-scenes --out scenes --train 50 --val 10",
+            "van data digit-scenes --out single --most-digits 1",
+        ),
     )
-    for flag in ("train", "val", "seed", "size_px"):
+    for flag in ("train", "val", "seed", "size_px", "most_digits"):
         least = {"seed": 0, "size_px": 32}.get(flag, 1)
         if getattr(settings, flag) < least:
             given = getattr(settings, flag)
@@ -96,11 +102,17 @@ def _scenes(arguments: Sequence[str]) -> int:
     from van.data.scene_files import write_digit_scenes
 
     things = write_digit_scenes(
-        settings.out, train=settings.train, validation=settings.val, size_px=settings.size_px, seed=settings.seed
+        settings.out,
+        train=settings.train,
+        validation=settings.val,
+        size_px=settings.size_px,
+        seed=settings.seed,
+        most_digits=settings.most_digits,
     )
+    classes = ", and as class folders" if settings.most_digits == 1 else ""
     print(
         f"{settings.out}: {settings.train} scenes with {things['train']} digits to learn from, "
-        f"{settings.val} with {things['val']} held out, in the layouts of COCO and ADE20K"
+        f"{settings.val} with {things['val']} held out, in the layouts of COCO and ADE20K{classes}"
     )
     return 0
 

@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
         ),
     )
     _check(settings)
-    from van.data.evaluation import evaluation_set
+    from van.data.evaluation import evaluation_set, flattered
     from van.engine.distributed import started
     from van.engine.evaluate import evaluate
     from van.models.load import in_channels_last, load
@@ -100,7 +100,7 @@ def run(arguments: Sequence[str]) -> int:
         )
         main = accelerator.is_main_process
     if main:
-        notes = _flattered(settings.data, loaded.recipe) if loaded.task == "classify" else []
+        notes = flattered(settings.data, loaded.recipe) if loaded.task == "classify" else []
         for note in (*loaded.notes, *notes):
             print(note, file=sys.stderr)
         _report(settings, task, found)
@@ -137,18 +137,6 @@ def _check_confusion(settings: EvalSettings, task: str, classes: int) -> None:
         raise UsageError(f"--confusion: a network that was made for the task {task} has none; leave it out")
     if not 1 < classes <= MOST_CLASSES_IN_A_TABLE:
         raise UsageError(f"--confusion: there are {classes} classes; wanted 2 to {MOST_CLASSES_IN_A_TABLE:,}")
-
-
-def _flattered(data: Path, recipe: Mapping[str, Any]) -> list[str]:
-    """A warning where the network has learnt from the very folder that it is measured on."""
-    from van.data.folder import evaluation_folder
-
-    learnt = recipe.get("data")
-    if not isinstance(learnt, str):
-        return []
-    if evaluation_folder(data).resolve() not in (Path(learnt).resolve(), Path(learnt, "train").resolve()):
-        return []
-    return [f"{data} holds the pictures that this network learnt from: it will do worse on new ones"]
 
 
 def _report(settings: EvalSettings, task: "Task", found: "Evaluation") -> None:

@@ -17,6 +17,8 @@ VERBS = {
     "train": "train a network by a recipe, to classify, detect or segment; on your own pictures or embedded ones",
     "eval": "measure a checkpoint on labelled pictures",
     "predict": "say what is in pictures",
+    "explain": "draw which parts of a picture an answer rests on, and measure how far that can be believed",
+    "report": "write a run's results into one page to look at",
     "models": "list the networks, their sizes and their public weights",
     "convert": "turn any public VAN weights into a checkpoint of this package",
     "data": "find what is wrong in a data set; write the embedded sets out as files",

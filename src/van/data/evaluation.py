@@ -1,10 +1,11 @@
 """What to measure a network on: the held-out part of a data set in any layout that its task reads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from van.data.find import check_labels, read_part
-from van.data.folder import evaluation_items
+from van.data.folder import evaluation_folder, evaluation_items
 from van.data.marked_set import MarkedSet
 from van.data.marks import WANTED, Problems
 from van.data.pictures import PictureSet
@@ -46,3 +47,13 @@ def evaluation_set(
     if left_out:
         tell(f"{len(left_out)} damaged marks are in no figure, such as {left_out[0]}; see van data check {root}")
     return MarkedSet(check_labels(marked, labels), preprocess, want=want, own_size=own_size)
+
+
+def flattered(data: Path, recipe: Mapping[str, Any]) -> list[str]:
+    """A warning where the network has learnt from the very folder that it is measured on."""
+    learnt = recipe.get("data")
+    if not isinstance(learnt, str):
+        return []
+    if evaluation_folder(data).resolve() not in (Path(learnt).resolve(), Path(learnt, "train").resolve()):
+        return []
+    return [f"{data} holds the pictures that this network learnt from: it will do worse on new ones"]

@@ -7,6 +7,7 @@
     FOLDER/coco/annotations/panoptic_train.json, panoptic_train/000000.png
     FOLDER/ade/images/training/000000.png, annotations/training/000000.png
     FOLDER/ade/classes.txt
+    FOLDER/classes/train/7/000000.png ...                      where every scene shows exactly one digit
 
 ``val`` (in ade ``validation``) holds the held-out scenes. An ade map counts from 1 (ground, then the digits) and
 has 0 where nothing is said, which is nowhere here. Sources: cocodataset.org, "Data format"; the ADE20K scene
@@ -23,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from van.data.digits import LABELS
-from van.data.scenes import Scene, digit_scenes
+from van.data.scenes import MOST_DIGITS, Scene, digit_scenes
 from van.errors import DataError, UsageError
 
 PARTS = {"train": "training", "val": "validation"}
@@ -33,9 +34,17 @@ GROUND = len(LABELS) + 1
 
 
 def write_digit_scenes(
-    folder: Path, *, train: int = 500, validation: int = 100, size_px: int = 128, seed: int = 0
+    folder: Path,
+    *,
+    train: int = 500,
+    validation: int = 100,
+    size_px: int = 128,
+    seed: int = 0,
+    most_digits: int = MOST_DIGITS,
 ) -> dict[str, int]:
     """Write scenes in both layouts into a new ``folder``, all of them or none.
+
+    With ``most_digits`` 1 the same pictures are there as class folders, too.
 
     Returns:
         How many things each part shows.
@@ -52,8 +61,8 @@ def write_digit_scenes(
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as partial:
             whole = Path(partial) / folder.name
             for part, count in (("train", train), ("val", validation)):
-                scenes = digit_scenes(part, count=count, size_px=size_px, seed=seed)
-                things[part] = _write_part(whole, part, scenes)
+                scenes = digit_scenes(part, count=count, size_px=size_px, seed=seed, most_digits=most_digits)
+                things[part] = _write_part(whole, part, scenes, with_classes=most_digits == 1)
             (whole / "ade" / "classes.txt").write_text("\n".join(("ground", *LABELS)) + "\n", encoding="utf-8")
             if folder.is_dir():  # and empty; it may be where the caller stands, so it stays
                 for child in whole.iterdir():
@@ -96,7 +105,7 @@ def _is_occupied(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
-def _write_part(whole: Path, part: str, scenes: Iterable[Scene]) -> int:
+def _write_part(whole: Path, part: str, scenes: Iterable[Scene], *, with_classes: bool) -> int:
     coco, ade, annotations = whole / "coco", whole / "ade", whole / "coco" / "annotations"
     pictures, ade_pictures = coco / part, ade / "images" / PARTS[part]
     panoptic_maps, semantic_maps = annotations / f"panoptic_{part}", ade / "annotations" / PARTS[part]
@@ -110,6 +119,11 @@ def _write_part(whole: Path, part: str, scenes: Iterable[Scene]) -> int:
         width, height = scene.picture.size
         images.append({"id": number + 1, "file_name": name, "width": width, "height": height})
         for place in (pictures, ade_pictures):
+            scene.picture.save(place / name)
+        if with_classes:
+            (thing,) = scene.things
+            place = whole / "classes" / part / LABELS[thing.label]
+            place.mkdir(parents=True, exist_ok=True)
             scene.picture.save(place / name)
         Image.fromarray(scene.semantic_map() + 1).save(semantic_maps / name)
         found = _annotations(scene, number + 1, first_id=len(instances) + 1)

@@ -22,7 +22,8 @@ _LEAST_VISIBLE = 0.35
 """Share of a digit's pixels that must be seen."""
 _INK = 0.45
 """Share of a pixel's ink from which on it belongs to the digit."""
-_MOST_DIGITS = 6
+MOST_DIGITS = 6
+"""In a scene, where nothing else is asked for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,12 @@ class Scene:
         return seen
 
 
-def digit_scenes(part: str, *, count: int, size_px: int = 128, seed: int = 0) -> Iterator[Scene]:
+def digit_scenes(
+    part: str, *, count: int, size_px: int = 128, seed: int = 0, most_digits: int = MOST_DIGITS
+) -> Iterator[Scene]:
     """``count`` scenes of ``part``, ``train`` or ``val``; scene i is the same whatever ``count`` is.
+
+    Each has 1 to ``most_digits`` digits, of which others may hide some; with 1 each shows exactly one.
 
     Raises:
         MissingExtra: scikit-learn is not installed.
@@ -66,16 +71,22 @@ def digit_scenes(part: str, *, count: int, size_px: int = 128, seed: int = 0) ->
         raise UsageError(f"part is {part!r}; wanted train or val")
     if count < 1 or size_px < 32:
         raise UsageError(f"count is {count}, size_px {size_px}; wanted at least 1 and at least 32")
+    if most_digits < 1:
+        raise UsageError(f"most_digits is {most_digits}; wanted at least 1")
     split = load_digits()
     digits = split.train if part == "train" else split.validation
     for number in range(count):
-        yield _scene(digits, size_px, np.random.default_rng([seed, part == "val", number]))
+        random = np.random.default_rng([seed, part == "val", number])
+        scene = _scene(digits, size_px, most_digits, random)
+        while most_digits == 1 and not scene.things:  # of a digit 4 pixels wide no pixel may be dark enough
+            scene = _scene(digits, size_px, most_digits, random)
+        yield scene
 
 
-def _scene(digits: Sequence[Item], size_px: int, random: np.random.Generator) -> Scene:
+def _scene(digits: Sequence[Item], size_px: int, most_digits: int, random: np.random.Generator) -> Scene:
     canvas = _ground(size_px, random)
     things: list[tuple[Thing, int]] = []
-    for _ in range(random.integers(1, _MOST_DIGITS + 1)):
+    for _ in range(random.integers(1, most_digits + 1)):
         digit = digits[int(random.integers(len(digits)))]
         ink = _placed(digit, size_px, random)
         mask = ink > _INK

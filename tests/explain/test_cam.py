@@ -1,0 +1,168 @@
+"""Every method against its definition, written here by hand with autograd, and against pytorch-grad-cam's own loop."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from explain.small import SMALL_CONVNEXT, SMALL_SWIN, small
+from van.errors import ShapeError, UsageError
+from van.explain.cam import METHODS, activation_maps, recorded
+from van.explain.layers import Layer, find_layer
+
+
+def maps_of(network, pictures, classes, *, method="grad-cam", layer=None):
+    """(N, h, w): our map of one class in each picture."""
+    layer = layer or find_layer(network)
+    with recorded(layer) as records:
+        logits = network(pictures)
+        score = logits[range(len(classes)), list(classes)].sum()
+    return activation_maps(method, layer, records[0], [score], network)[0]
+
+
+def by_hand(network, pictures, classes):
+    """The maps of a VAN's last block and their gradients, by running what follows it here."""
+    x = pictures
+    for stage in (1, 2, 3):
+        x = getattr(network, f"norm{stage}")(
+            getattr(network, f"block{stage}")(getattr(network, f"patch_embed{stage}")(x))
+        )
+    maps = network.block4(network.patch_embed4(x)).detach().requires_grad_()
+    logits = network.head(network.norm4(maps).mean(dim=(2, 3)))
+    (gradients,) = torch.autograd.grad(logits[range(len(classes)), list(classes)].sum(), maps)
+    return maps.detach(), gradients
+
+
+def grad_cam_plus_plus(maps, gradients):
+    """Equation 19 of the paper, with the score's own derivatives for those of its exponential."""
+    total = maps.sum((2, 3), keepdim=True)
+    alpha = gradients**2 / (2 * gradients**2 + total * gradients**3 + 1e-6)
+    alpha = torch.where(gradients != 0, alpha, 0)
+    weights = (gradients.clamp(min=0) * alpha).sum((2, 3), keepdim=True)
+    return (weights * maps).sum(1)
+
+
+def eigen_cam(maps, gradients):
+    """The first principal component of the cells, its largest value positive."""
+    found = []
+    for one in maps:
+        cells = one.flatten(1).T
+        cells = cells - cells.mean(0)
+        _, _, directions = torch.linalg.svd(cells, full_matrices=False)
+        values = cells @ directions[0]
+        found.append((values * values[values.abs().argmax()].sign()).reshape(one.shape[1:]))
+    return torch.stack(found)
+
+
+def xgrad_cam(maps, gradients):
+    weights = (gradients * maps).sum((2, 3), keepdim=True) / (maps.sum((2, 3), keepdim=True) + 1e-7)
+    return (weights * maps).sum(1)
+
+
+DEFINITIONS = {
+    "grad-cam": lambda maps, gradients: (gradients.mean((2, 3), keepdim=True) * maps).sum(1),
+    "grad-cam++": grad_cam_plus_plus,
+    "layer-cam": lambda maps, gradients: (gradients.clamp(min=0) * maps).sum(1),
+    "xgrad-cam": xgrad_cam,
+    "eigen-cam": eigen_cam,
+}
+
+
+@pytest.mark.parametrize("size", [(96, 96), (101, 67)])
+@pytest.mark.parametrize("method", METHODS)
+def test_on_van_every_method_is_its_definition(method, size):
+    network = small().model.double()
+    pictures = torch.randn(2, 3, *size, dtype=torch.float64)
+    wanted = DEFINITIONS[method](*by_hand(network, pictures, (1, 3))).clamp(min=0)
+    found = maps_of(network, pictures, (1, 3), method=method)
+    assert found.dtype == np.float32
+    scale = float(wanted.max())
+    assert scale > 0
+    np.testing.assert_allclose(found / scale, wanted.numpy() / scale, rtol=0, atol=1e-5)  # kept in float32
+
+
+def test_hires_cam_would_be_nothing_before_a_layer_norm():
+    """Why it is not offered: scaling a cell changes nothing behind the norm, so its gradient is across it."""
+    network = small().model.double()
+    maps, gradients = by_hand(network, torch.randn(2, 3, 96, 96, dtype=torch.float64), (1, 3))
+    each = gradients * maps
+    assert (each.sum(1).abs() / each.abs().sum(1)).max() < 1e-4  # eps of the norm is all that is left
+
+
+class TwoLayers(nn.Module):
+    """A convolution to two maps, and a linear layer on their means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 2, 1, bias=False)
+        self.linear = nn.Linear(2, 2, bias=False)
+        self.convolution.weight.data = torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1)
+        self.linear.weight.data = torch.tensor([[3.0, 1.0], [0.0, 2.0]])
+
+    def forward(self, x):
+        return self.linear(self.convolution(x).mean(dim=(2, 3)))
+
+
+def test_two_layers_computed_on_paper():
+    """Maps x and -x; d score_0 / d maps is (3, 1) / 4 everywhere, so the map is relu(3x - x) / 4 = relu(x) / 2."""
+    network = TwoLayers()
+    layer = Layer("convolution", network.convolution, network, 1)
+    x = torch.tensor([[1.0, -2.0], [3.0, 0.0]])[None, None]
+    np.testing.assert_allclose(maps_of(network, x, (0,), layer=layer)[0], [[0.5, 0], [1.5, 0]])
+    np.testing.assert_allclose(maps_of(network, x, (1,), layer=layer)[0], [[0, 1.0], [0, 0]])  # relu(-2x) / 4
+
+
+def test_before_a_pooled_linear_classifier_grad_cam_is_zhou_s_cam():
+    """Zhou et al. 2016: the classifier's weights, applied to every cell. A ResNet ends so."""
+    network = timm.create_model("resnet10t", num_classes=4).eval()
+    pictures = torch.randn(2, 3, 97, 130)
+    with torch.no_grad():
+        maps = network.forward_features(pictures)
+        cam = torch.einsum("nkhw,nk->nhw", maps, network.fc.weight[[2, 0]]).clamp(min=0) / maps[0, 0].numel()
+    np.testing.assert_allclose(maps_of(network, pictures, (2, 0)), cam.numpy(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("van_b0", {}),
+        ("swin_tiny_patch4_window7_224", SMALL_SWIN),
+        ("convnext_tiny", SMALL_CONVNEXT),
+    ],
+)
+def test_pytorch_grad_cam_s_own_loop_gives_the_same_map_scaled(name, options):
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.image import scale_cam_image
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    network = small(name, **options).model
+    pictures = torch.randn(2, 3, 128, 128)
+    layer = find_layer(network)
+    reshape = (lambda output: output.permute(0, 3, 1, 2)) if name.startswith("swin") else None
+    ours = maps_of(network, pictures, (0, 2))
+    with pytorch_grad_cam.GradCAM(network, [layer.module], reshape_transform=reshape) as theirs:
+        wanted = theirs(pictures, targets=[ClassifierOutputTarget(0), ClassifierOutputTarget(2)])
+    assert wanted.max() > 0.9
+    twice = scale_cam_image(scale_cam_image(ours, (128, 128)))  # as they do
+    np.testing.assert_allclose(twice, wanted, rtol=0, atol=1e-4)
+
+
+def test_a_score_that_does_not_depend_on_the_layer_is_told():
+    network = small().model
+    layer = find_layer(network)
+    with recorded(layer) as records:
+        network(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ShapeError, match="the score does not depend on layer stage4"):
+        activation_maps("grad-cam", layer, records[0], [torch.ones((), requires_grad=True) * 2], network)
+
+
+def test_an_unknown_method_and_a_decomposition_of_too_many_cells_are_refused():
+    network = small().model
+    layer = find_layer(network, "stage1")
+    with recorded(layer) as records:
+        score = network(torch.zeros(1, 3, 320, 320)).sum()
+    with pytest.raises(UsageError, match="there is no method 'gradcam'; known: grad-cam, grad-cam"):
+        activation_maps("gradcam", layer, records[0], [score], network)
+    with pytest.raises(ShapeError, match=r"eigen-cam of 6,400 cells would need 0\.2 GB; choose a deeper layer"):
+        activation_maps("eigen-cam", layer, records[0], [score], network)
