@@ -8,11 +8,12 @@ Any number of threads may read at once.
 import contextlib
 import glob
 import io
+import itertools
 import os
 import re
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -88,6 +89,13 @@ def open_pictures(pictures: Iterable[Picture]) -> list[tuple[str, Image.Image]]:
         raise UsageError(_no_picture("pictures", pictures))
     named = [(str(p) if isinstance(p, str | Path) else f"picture {place}", p) for place, p in enumerate(pictures)]
     return [(name, _opened(picture, name)) for name, picture in named]
+
+
+def read_chunks(paths: Iterable[Path | str], size: int) -> Iterator[list[tuple[str, Image.Image | PictureError]]]:
+    """Files in chunks of at most ``size``, in order: the name of each with its picture, or with the error it gave."""
+    remaining = iter(paths)
+    while chunk := list(itertools.islice(remaining, size)):
+        yield [(str(path), _read_or_error(path)) for path in chunk]
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -226,6 +234,13 @@ def _reason(error: Exception, source: Path | str | bytes, max_pixels: int) -> st
 
 def _too_large(what: str, max_pixels: int) -> str:
     return f"is too large: {what}, more than {min(max_pixels, MAX_PIXELS):,}; make it smaller first"
+
+
+def _read_or_error(path: Path | str) -> Image.Image | PictureError:
+    try:
+        return read_picture(path)
+    except PictureError as error:
+        return error
 
 
 def _no_picture(name: str, value: object) -> str:

@@ -16,7 +16,7 @@ from van.checkpoint import Checkpoint, load_checkpoint
 from van.errors import CheckpointError, MissingExtra, NamesMismatch, UsageError
 from van.models.build import create
 from van.models.catalogue import HEADS
-from van.models.load import Loaded, load, start_backbone
+from van.models.load import Loaded, full_name, load, start_backbone
 from van.models.van import VAN
 from van.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, WholePreprocess
 
@@ -250,3 +250,20 @@ def test_a_backbone_of_another_size_is_refused_and_nothing_is_changed(tmp_path):
     assert all(model.state_dict()[name].equal(tensor) for name, tensor in before.items())
     with pytest.raises(UsageError, match="VAN has no VAN under 'backbone'"):
         start_backbone(timm.create_model("van_b0"), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("van_b0", "van_b0"),
+        ("swin_tiny", "swin_tiny_patch4_window7_224"),
+        ("convnext_tiny", "convnext_tiny"),  # others go on from there, but it is one itself
+        ("resnet", None),  # many go on
+        ("van", None),
+        ("nosuch", None),
+        ("swin*", None),
+        ("", None),
+    ],
+)
+def test_a_name_may_be_cut_short_where_only_one_goes_on_from_there(name, wanted):
+    assert full_name(name) == wanted

@@ -11,7 +11,7 @@ from van import Predictor, load_checkpoint
 from van.data.digits import load_digits
 from van.errors import DataError, RunExists, UsageError
 from van.preprocess import Preprocess
-from van.recipes.classification import flat
+from van.recipes.begin import flat
 from van.recipes.digits import DigitsSettings, run
 
 SHORT = dataclasses.replace(DigitsSettings(out=Path()).train, epochs=1, batch_size=256, device="cpu", log_every=1)

@@ -10,7 +10,7 @@ from data.made import write_classes
 from van import load_checkpoint
 from van.errors import DataError, UsageError
 from van.models.catalogue import VARIANTS
-from van.recipes.classification import flat
+from van.recipes.begin import flat
 from van.recipes.imagenet1k import Imagenet1kSettings, run
 
 STATED = {

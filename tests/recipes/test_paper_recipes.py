@@ -18,7 +18,7 @@ from van.preprocess import HALF, IMAGENET_MEAN, IMAGENET_STD, WholePreprocess
 from van.recipes import coco
 from van.recipes.ade20k import Ade20kFpnSettings, Ade20kUpernetSettings
 from van.recipes.ade20k import run as run_ade20k
-from van.recipes.classification import flat
+from van.recipes.begin import flat
 from van.recipes.coco import CocoMaskRcnnSettings, CocoRetinanetSettings
 from van.recipes.coco import run as run_coco
 

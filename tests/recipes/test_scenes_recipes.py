@@ -12,7 +12,7 @@ from data.made_marked import labels_of, write_scenes
 from van import Predictor, load_checkpoint
 from van.errors import DataError, RunExists, UsageError
 from van.models.catalogue import HEADS
-from van.recipes.classification import flat
+from van.recipes.begin import flat
 from van.recipes.scenes import (
     ScenesDetectSettings,
     ScenesInstancesSettings,

@@ -4,7 +4,6 @@ Shapes: a map is (h, w) at the resolution of its layer, and lies in the pixels o
 """
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -20,7 +19,7 @@ from van.explain.layers import Layer, find_layer
 from van.explain.targets import Target, class_indices, class_maps, of_boxes, of_classes, of_regions
 from van.models.load import Loaded, in_channels_last, load, usable_device
 from van.models.van import VAN
-from van.pictures import Picture, Window, open_pictures, read_picture
+from van.pictures import Picture, Window, open_pictures, read_chunks
 from van.results import Boxes, Classes, Masks
 from van.results.heat import HeatMap
 from van.results.sheets import beside
@@ -180,24 +179,17 @@ class Explainer:
         """
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; wanted at least 1")
-        return self._stream(iter(paths), batch_size, methods, asked)
+        return self._stream(paths, batch_size, methods, asked)
 
     def _stream(
-        self, remaining: Iterator[Path | str], batch_size: int, methods: Sequence[str | None], asked: Mapping[str, Any]
+        self, paths: Iterable[Path | str], batch_size: int, methods: Sequence[str | None], asked: Mapping[str, Any]
     ) -> Iterator[tuple[Image.Image, Explanation] | PictureError]:
-        while chunk := list(itertools.islice(remaining, batch_size)):
-            read: dict[int, Image.Image] = {}
-            errors: dict[int, PictureError] = {}
-            for place, path in enumerate(chunk):
-                try:
-                    read[place] = read_picture(path)
-                except PictureError as error:
-                    errors[place] = error
-            named = [(str(chunk[place]), picture) for place, picture in read.items()]
-            each = [self._answers(named, method=method, **asked) for method in methods]
-            whole = dict(zip(read, map(_together, zip(*each, strict=True)), strict=True))
-            for place in range(len(chunk)):
-                yield errors[place] if place in errors else (read[place], whole[place])
+        for chunk in read_chunks(paths, batch_size):
+            readable = [(name, picture) for name, picture in chunk if not isinstance(picture, PictureError)]
+            each = [self._answers(readable, method=method, **asked) for method in methods]
+            whole = map(_together, zip(*each, strict=True))
+            for _, picture in chunk:
+                yield picture if isinstance(picture, PictureError) else (picture, next(whole))
 
     def _check(self, method: str, top: int, box: Window | None) -> None:
         if method not in METHODS:

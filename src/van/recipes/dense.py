@@ -11,7 +11,7 @@ import tyro
 from van.data.scene_augment import SceneAugmentSettings
 from van.engine.settings import TrainSettings
 from van.errors import UsageError
-from van.recipes.classification import check_pictures, check_step, flat, parts, seeded_model, tell
+from van.recipes.begin import check_pictures, check_step, flat, parts, seeded_model, tell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

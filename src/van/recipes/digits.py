@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from van.data.augment import AugmentSettings
 from van.engine.settings import TrainSettings
-from van.recipes.classification import check_settings, flat, seeded_model, train_classifier
+from van.recipes.begin import check_settings, flat, seeded_model
+from van.recipes.classification import train_classifier
 from van.tasks.mix import MixSettings
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import tyro
 
 from van.data.augment import AugmentSettings
 from van.engine.settings import TrainSettings
-from van.recipes.classification import check_settings, flat, parts, seeded_model, tell, train_classifier
+from van.recipes.begin import check_settings, flat, parts, seeded_model, tell
+from van.recipes.classification import train_classifier
 from van.tasks.mix import MixSettings
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from van.data.augment import AugmentSettings
 from van.engine.settings import TrainSettings
 from van.errors import UsageError
 from van.models.catalogue import VARIANTS
-from van.recipes.classification import check_settings, flat, seeded_model, train_classifier
+from van.recipes.begin import check_settings, flat, seeded_model
+from van.recipes.classification import train_classifier
 from van.tasks.mix import MixSettings
 
 if TYPE_CHECKING:

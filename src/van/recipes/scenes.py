@@ -14,7 +14,7 @@ import tyro
 from van.data.scene_augment import SceneAugmentSettings
 from van.engine.settings import TrainSettings
 from van.errors import UsageError
-from van.recipes.classification import tell
+from van.recipes.begin import tell
 from van.recipes.dense import DenseSettings, train_dense
 
 if TYPE_CHECKING:
