@@ -2,7 +2,7 @@
 
     python examples/gallery.py [FOLDER]
 
-FOLDER (runs/gallery) keeps the runs, so that only what is missing is trained; everything takes some 25 minutes on two
+FOLDER (runs/gallery) keeps the runs, so that only what is missing is trained; everything takes some 20 minutes on two
 cores. Commands that need public weights are left out; the report is photographed by Chromium.
 """
 
