@@ -176,8 +176,9 @@ def run(command: str, environment: dict[str, str]) -> None:
 def test_every_command_of_a_page_runs_in_its_order(
     page: str, workplace: Path, hub_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("van.bench.cases.RESOLUTIONS_PX", (224, 256))  # float64 at 1024 px would take minutes
+    monkeypatch.setattr("van.bench.cases.RESOLUTIONS_PX", (96, 128))  # float64 at 1024 px would take minutes
     monkeypatch.setattr("van.bench.operators.STAGES", ((64, 14, 8.0), (96, 7, 4.0)))
+    monkeypatch.setattr("van.bench.cases.KERNEL_SIZES", (7, 21))
     for command in commands(page):
         run(command, hub_environment)
 
