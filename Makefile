@@ -42,7 +42,7 @@ format: $(READY)
 
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
-		--extra demo --extra dev --extra explain --extra export --extra transformers pyproject.toml -o requirements.lock
+		--extra demo --extra dev --extra explain --extra export --extra serve --extra transformers pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis runs dist

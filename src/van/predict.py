@@ -10,6 +10,8 @@ from PIL import Image
 from torch import nn
 
 from van.errors import PictureError, UsageError
+from van.export.formats import is_exported, open_session
+from van.export.session import ExportedNetwork
 from van.models.deploy import can_fuse, fuse
 from van.models.load import Loaded, in_channels_last, load, usable_device
 from van.models.tiles import in_view
@@ -23,14 +25,44 @@ Answer = Classes | Boxes | Masks
 """What a network says of a picture: by its task classes, things, or a region for every pixel."""
 
 
+def load_network(source: str | Path, *, device: str | torch.device | None = None, threads: int | None = None) -> Loaded:
+    """What ``van.models.load.load`` gives of any network, or of an exported file with its session for a network.
+
+    Args:
+        source: see ``Predictor.load``.
+        device, threads: of an exported file's runtime; the CPU if ``device`` is None or ``auto``.
+
+    Raises:
+        CheckpointError, HubError, MissingExtra, UsageError: see ``Predictor.load``.
+    """
+    if not is_exported(source):
+        if threads is not None:
+            raise UsageError(f"threads is {threads}, and {source} is no exported file; use torch.set_num_threads")
+        return load(source)
+    session = open_session(source, threads=threads, device="cpu" if device in (None, "auto") else str(device))
+    header = session.header
+    assert isinstance(session, ExportedNetwork)
+    return Loaded(
+        model=session,
+        name=header.model,
+        options=header.model_options,
+        task=header.task,
+        labels=header.labels,
+        preprocess=header.preprocess,
+        task_options=header.task_options,
+        notes=header.notes,
+    )
+
+
 class Predictor:
     """Answers what is in pictures, by a network and the preprocessing that belongs to it.
 
-    ``model`` is the network as it was loaded; pictures go through a copy fused for speed.
+    ``model`` is the network as it was loaded; pictures go through a copy fused for speed. Of an exported file it is
+    the session, which is asked as it is.
 
     Args:
-        loaded: what ``van.models.load.load`` gave; most callers use ``Predictor.load``.
-        device: where to run; the GPU where there is one if None or ``auto``.
+        loaded: what ``load_network`` gave; most callers use ``Predictor.load``.
+        device: where to run; the GPU where there is one if None or ``auto``. A session was told when it was opened.
         min_score: detection only: what scores less is no answer; 0.3 if None.
         tile_px: semantic segmentation only: see pictures at their own size through a sliding window of so many
             pixels. What is held in memory does not grow with the picture's height; 0 sees the whole at once.
@@ -50,7 +82,7 @@ class Predictor:
         multi_scale: bool = False,
     ) -> None:
         loaded.want_answers()
-        self.device = usable_device(device)
+        self.device = torch.device("cpu") if isinstance(loaded.model, ExportedNetwork) else usable_device(device)
         self.model: nn.Module = in_channels_last(loaded.model.eval(), self.device)
         fused = in_channels_last(fuse(self.model), self.device) if can_fuse(self.model) else self.model
         self._network = in_view(fused, task=loaded.task, tile_px=tile_px, multi_scale=multi_scale).eval()
@@ -66,19 +98,21 @@ class Predictor:
         self._own_size = tile_px > 0
 
     @classmethod
-    def load(cls, source: str | Path, **options: Any) -> "Predictor":
-        """Load from a checkpoint, a public weights file, or a model name such as ``van_b2``.
+    def load(cls, source: str | Path, *, threads: int | None = None, **options: Any) -> "Predictor":
+        """Load from a checkpoint, a public weights file, an exported file, or a model name such as ``van_b2``.
 
         Args:
             source: which of them.
+            threads: of an exported file's runtime; as many as it likes if None.
             options: those of ``Predictor``.
 
         Raises:
             CheckpointError: the file cannot be used.
             HubError: the weights cannot be downloaded.
+            MissingExtra: the runtime of an exported file is not installed.
             UsageError: there is no file and no model of that name; or see ``Predictor``.
         """
-        return cls(load(source), **options)
+        return cls(load_network(source, device=options.get("device"), threads=threads), **options)
 
     @overload
     def __call__(self, pictures: Picture) -> Any: ...

@@ -162,7 +162,7 @@ def test_every_usual_row_stands_in_the_table_without_flags(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nets"], "there is no subject 'nets'; known: ops, models; see van bench --help"),
+        (["nets"], "there is no subject 'nets'; known: ops, models, sessions; see van bench --help"),
         (["ops", "--rounds", "0"], "--rounds is 0; wanted at least 1"),
         (["ops", "--threads", "0"], "--threads is 0; wanted at least 1"),
         (["ops", "--batch-size", "-1"], "--batch-size is -1; wanted at least 1"),

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from van.errors import UsageError
 from van.ops import native
 
-_PACKAGES = ("torch", "timm", "onnxruntime", "openvino")
+_PACKAGES = ("torch", "timm", "onnxruntime", "openvino", "nncf")
 _ROUNDS = 1_000_000
 """Of twelve multiply-adds each: some milliseconds."""
 _COPIED_BYTES = 256 << 20

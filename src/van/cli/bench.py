@@ -1,4 +1,4 @@
-"""``van bench ops | models``: how fast operators and whole networks are, side by side in one run."""
+"""``van bench ops | models | sessions``: how fast operators and networks are, side by side in one run."""
 
 import dataclasses
 import json
@@ -75,10 +75,32 @@ class ModelsSettings:
     """Print one JSON object a line."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SessionsSettings:
+    """Flags of ``van bench sessions``."""
+
+    model: tuple[str, ...] = ("van_b0",)
+    """Which of van_b0 ... van_b6."""
+    sessions: tuple[str, ...] = ()
+    """Which of pytorch, onnxruntime, openvino, openvino-bf16 and openvino-int8; all if not given."""
+    size_px: int = 224
+    """Side of the pictures, in pixels."""
+    threads: int = 2
+    """Threads of every session."""
+    rounds: int = 100
+    """How often each session is timed, in turn with the others."""
+    wait_s: float = 30.0
+    """How long to wait at most for a processor that others leave alone."""
+    csv: Path | None = None
+    """Write the table there, with machine, versions and date."""
+    json: bool = False
+    """Print one JSON object a line."""
+
+
 def run(arguments: Sequence[str]) -> int:
     """Choose the subject and measure it."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        listed = "\n".join(f"  {name:<8}{text}" for name, (text, _) in SUBJECTS.items())
+        listed = "\n".join(f"  {name:<10}{text}" for name, (text, _) in SUBJECTS.items())
         print(f"usage: van bench SUBJECT\n\n{listed}\n\nexamples:\n\n  van bench ops --batch-size 16 --threads 2")
         print("  van bench models --train --plot speed.png\n\nvan bench SUBJECT --help says more.")
         return 0 if arguments else 2
@@ -187,7 +209,48 @@ def _report(settings: ModelsSettings, machine: "Machine", rows: "list[Row]") -> 
         print(f"plot: {settings.plot}", file=sys.stderr)
 
 
-def _want_at_least(settings: OpsSettings | ModelsSettings, **least: int) -> None:
+def _sessions(arguments: Sequence[str]) -> int:
+    settings = parse(
+        SessionsSettings,
+        arguments,
+        verb="bench sessions",
+        description=f"Measure {SUBJECTS['sessions'][0]}. The weights are random, so nothing is downloaded; every "
+        "session is compared with float32 in PyTorch, then all are timed in turn.",
+        examples=("van bench sessions", "van bench sessions --model van_b0 van_b2 --rounds 200 --csv sessions.csv"),
+    )
+    _want_at_least(settings, threads=1, rounds=1, size_px=32)
+    if not settings.wait_s >= 0:
+        raise UsageError(f"--wait-s is {settings.wait_s}; wanted 0 or more")
+    import torch
+
+    from van.bench import tables
+    from van.bench.machine import name_of, today, versions
+    from van.bench.sessions import SESSIONS, Terms, measure, table_of
+
+    terms = Terms(
+        sessions=settings.sessions or tuple(SESSIONS),
+        threads=settings.threads,
+        rounds=settings.rounds,
+        size_px=settings.size_px,
+        wait_s=settings.wait_s,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    rows = measure(settings.model, terms)
+    machine = name_of(torch.device("cpu"))
+    stamp = {"threads": settings.threads, "machine": machine, **versions(), "date": today()}
+    records = [row.record() for row in rows]
+    if settings.json:
+        for record in records:
+            print(json.dumps(record | stamp))
+    else:
+        print(table_of(rows, machine, settings.threads))
+    if settings.csv is not None:
+        tables.write_csv(settings.csv, records, stamp)
+    forgiven = ("measured",) if settings.sessions else ("measured", "not here")
+    return 0 if all(row.outcome in forgiven for row in rows) else 1
+
+
+def _want_at_least(settings: OpsSettings | ModelsSettings | SessionsSettings, **least: int) -> None:
     for name, wanted in least.items():
         value = getattr(settings, name)
         if value < wanted:
@@ -197,4 +260,5 @@ def _want_at_least(settings: OpsSettings | ModelsSettings, **least: int) -> None
 SUBJECTS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "ops": ("the operators of VAN at the shapes of its four stages, on every backend", _ops),
     "models": ("VAN and its peers from timm: latency, images/s, memory, training, share of the roofline", _models),
+    "sessions": ("one VAN in PyTorch, ONNX Runtime and OpenVINO (float32, bfloat16, int8)", _sessions),
 }

@@ -71,16 +71,15 @@ def run(arguments: Sequence[str]) -> int:
     )
     _check(settings)
     from van.cli.answers import Output, Writer, read_picture_ids
-    from van.models.load import load
     from van.ops import keep_freed_memory
     from van.pictures import expand_pictures
-    from van.predict import Predictor
+    from van.predict import Predictor, load_network
 
     keep_freed_memory()
     paths = expand_pictures(_read_list(settings.pictures, sys.stdin))
     if not paths:
         raise UsageError("standard input lists no pictures")
-    loaded = load(settings.model)
+    loaded = load_network(settings.model, device=settings.device)
     style = "json" if settings.json else "csv" if settings.csv else "text"
     ids = None if settings.annotations is None else read_picture_ids(settings.annotations, paths)
     output = Output(
