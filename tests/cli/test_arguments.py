@@ -11,7 +11,14 @@ from van.recipes import RECIPES
 HELPFUL = (
     [[verb] for verb in VERBS]
     + [["train", recipe] for recipe in RECIPES]
-    + [["data", "digits"], ["data", "digit-scenes"], ["data", "check"], ["bench", "ops"], ["bench", "models"]]
+    + [
+        ["data", "digits"],
+        ["data", "digit-scenes"],
+        ["data", "check"],
+        ["bench", "ops"],
+        ["bench", "models"],
+        ["bench", "sessions"],
+    ]
 )
 
 
@@ -112,6 +119,22 @@ BAD = {
     "report x --limit -1": (2, "--limit is -1; wanted at least 0"),
     "report x --mistakes -1": (2, "--mistakes is -1"),
     "report x --batch-size 0": (2, "--batch-size is 0"),
+    "export": (2, "CHECKPOINT"),
+    "export x --out a.xml": (2, "wanted a name ending in .onnx"),
+    "export x --out a.onnx --tolerance 0": (2, "--tolerance is 0.0"),
+    "export x --out a.onnx --int8": (2, "--int8 and --calibrate FOLDER belong together"),
+    "export nowhere.safetensors --out a.onnx": (1, "nowhere.safetensors"),
+    "export x --out a.xml --format openvino --int8 --calibrate x --max-loss 2": (2, "--max-loss is 2.0; wanted 0 to 1"),
+    "serve": (2, "no model given; name a checkpoint"),
+    "serve nowhere.safetensors": (1, "nowhere.safetensors: no such file"),
+    "serve van_b0 --host 0.0.0.0": (2, "--host 0.0.0.0 can be reached by others; give --api-key-file or VAN_API_KEY"),
+    "serve van_b0 --workers 0": (2, "--workers is 0; wanted at least 1"),
+    "serve van_b0 --port 70000": (2, "--port is 70000; wanted 0 to 65535"),
+    "serve van_b0 --max-queue 0": (2, "queue is 0; wanted more than 0"),
+    "serve van_b0 --timeout-s nan": (2, "timeout_s is nan; wanted more than 0"),
+    "serve van_b0 --allow-origin example.org": (2, "--allow-origin is 'example.org'"),
+    "serve van_b0 van_b0": (2, "would both be served as 'van_b0'"),
+    "serve van_b0 --api-key-file nowhere": (2, "the key in nowhere cannot be read"),
     "models --verbose": (2, "--verbose"),
     "models extra": (2, "extra"),
     "convert": (2, "IN"),

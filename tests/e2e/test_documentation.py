@@ -22,6 +22,7 @@ from PIL import Image
 
 from explain.small import write_peers
 from models.local_hub import LocalHub
+from serve.running import running
 from van.cli.main import VERBS, main
 from van.cli.train import run as _train  # noqa: F401  imported here so that the first command is not slow
 from van.data.scene_files import write_digit_scenes
@@ -124,6 +125,8 @@ def quick(words: list[str]) -> list[str]:
     if words[:3] == ["van", "bench", "models"]:
         few = ["--models", "van_b0", "--ways", "van", "reference", "--batch-size", "2", "--rounds", "1"]
         return [*words, *few, *(["--size-px", "96"] if "--grow" in words else [])]
+    if words[:3] == ["van", "bench", "sessions"]:
+        return [*words, "--rounds", "2", "--size-px", "64", "--model", "van_b0", "--sessions", "pytorch", "onnxruntime"]
     if words[:2] == ["van", "bench"]:
         return [*words, "--rounds", "1"]
     if words[:2] == ["van", "explain"]:
@@ -154,6 +157,11 @@ def run(command: str, environment: dict[str, str]) -> None:
     if words[0] == "make":
         assert words[1] in MAKE_TARGETS
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.M)
+        return
+    if words[:2] == ["van", "serve"]:
+        with running(*words[2:], "--watch-s", "0") as server:
+            assert server.client.get("/v2/health/ready").status_code == 200
+            assert server.client.get("/").status_code == 200
         return
     downloads = words[:3] in (["van", "predict", "van_b0"], ["van", "explain", "van_b0"]) or (
         "finetune" in words[:3] and "--from" not in words

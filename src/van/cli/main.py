@@ -19,6 +19,8 @@ VERBS = {
     "predict": "say what is in pictures",
     "explain": "draw which parts of a picture an answer rests on, and measure how far that can be believed",
     "report": "write a run's results into one page to look at",
+    "export": "write a network for another runtime, compared with PyTorch before it is kept",
+    "serve": "answer over HTTP, with a page to try it on",
     "models": "list the networks, their sizes and their public weights",
     "convert": "turn any public VAN weights into a checkpoint of this package",
     "data": "find what is wrong in a data set; write the embedded sets out as files",

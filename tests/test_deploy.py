@@ -1,0 +1,232 @@
+"""The files in deploy/: they say what they mean, what they name exists, and what they start is held tightly."""
+
+import json
+import re
+import shlex
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import tyro
+import yaml
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+INSTRUCTIONS = {
+    "FROM", "RUN", "CMD", "EXPOSE", "ENV", "COPY", "ENTRYPOINT", "USER", "WORKDIR", "HEALTHCHECK", "STOPSIGNAL",
+}  # fmt: skip
+ROUTES = ("/v2/health/live", "/v2/health/ready")
+
+
+class Instruction(NamedTuple):
+    """A line of a Dockerfile; ``stage`` counts its FROMs from 0."""
+
+    word: str
+    rest: str
+    stage: int
+
+    @property
+    def listed(self) -> list[str]:
+        return json.loads(self.rest[self.rest.index("[") :])
+
+
+def read_dockerfile(text: str) -> list[Instruction]:
+    """Its instructions with their lines joined, as the format's reference says: comments go first, then backslashes."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    found, stage = [], -1
+    for line in joined.splitlines():
+        word, _, rest = line.partition(" ")
+        assert word in INSTRUCTIONS, line
+        assert rest.strip(), line
+        stage += word == "FROM"
+        found.append(Instruction(word, rest.strip(), stage))
+    assert found[0].word == "FROM"
+    return found
+
+
+@pytest.fixture(scope="module")
+def dockerfile() -> list[Instruction]:
+    return read_dockerfile((DEPLOY / "Dockerfile").read_text())
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def kubernetes() -> dict[str, dict[str, Any]]:
+    documents = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+    assert all(document["apiVersion"] and document["metadata"]["name"] for document in documents)
+    return {document["kind"]: document for document in documents}
+
+
+def pod_of(kubernetes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return kubernetes["Deployment"]["spec"]["template"]["spec"]
+
+
+def last(dockerfile: list[Instruction], word: str) -> Instruction:
+    """Of the stage that becomes the image."""
+    return next(one for one in reversed(dockerfile) if one.word == word and one.stage == dockerfile[-1].stage)
+
+
+def variables(dockerfile: list[Instruction]) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in shlex.split(last(dockerfile, "ENV").rest))
+
+
+def understood(arguments: list[str]) -> Any:
+    """What ``van serve`` makes of them; bad ones end with status 2."""
+
+    from van.cli.serve import ServeSettings
+
+    return tyro.cli(ServeSettings, args=arguments, config=(tyro.conf.OmitArgPrefixes,), use_underscores=False)
+
+
+def test_the_image_is_built_from_named_versions_and_locked_packages(dockerfile):
+    for one in dockerfile:
+        if one.word == "FROM":
+            name, version = re.fullmatch(r"(\w+):(\d[\w.-]+)(?: AS \w+)?", one.rest).groups()
+            assert (name, version[:2]) == ("python", "3.")
+            assert version.split("-")[0] in ("3.11", "3.12", "3.13")  # what pyproject.toml takes
+    installs = [one.rest for one in dockerfile if "pip install" in one.rest]
+    assert ["--require-hashes" in rest or "--no-deps" in rest for rest in installs] == [True, True]
+    assert not re.search(r"https?://(?!127\.0\.0\.1)|--index-url|--extra-index|--trusted-host", str(dockerfile))
+
+
+def test_everything_that_is_copied_is_there_and_reaches_the_builder(dockerfile):
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
+    let_through = {line[1:] for line in ignored if line.startswith("!")}
+    assert "*" in ignored
+    copied = set()
+    for one in dockerfile:
+        if one.word == "COPY" and "--from" not in one.rest:
+            copied |= set(shlex.split(one.rest)[:-1])
+    assert copied == let_through
+    assert all((ROOT / name).exists() for name in copied)
+    for secret in (".git", "runs", ".venv", "deploy"):
+        assert not any(fnmatch(secret, name) for name in let_through)
+    assert "readme" in (ROOT / "pyproject.toml").read_text()  # and it is copied, as the build reads it
+    assert {"README.md", "LICENSE", "pyproject.toml", "src", "requirements.lock"} <= copied
+
+
+def test_the_image_runs_as_nobody_in_particular_and_looks_after_itself(dockerfile):
+    assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", last(dockerfile, "USER").rest)
+    order = [one.word for one in dockerfile]
+    assert order.index("USER") > max(place for place, word in enumerate(order) if word == "RUN")
+    health = last(dockerfile, "HEALTHCHECK")
+    interpreter, flag, code = health.listed
+    assert (interpreter, flag) == ("python", "-c")
+    compile(code, "healthcheck", "exec")
+    port = last(dockerfile, "EXPOSE").rest
+    assert f"http://127.0.0.1:{port}/v2/health/ready" in code
+    assert last(dockerfile, "STOPSIGNAL").rest == "SIGTERM"
+
+
+def test_what_the_files_start_is_understood(dockerfile, compose, kubernetes):
+    assert last(dockerfile, "ENTRYPOINT").listed == ["van", "serve"]
+    commands = [
+        last(dockerfile, "CMD").listed,
+        compose["services"]["serve"]["command"],
+        pod_of(kubernetes)["containers"][0]["args"],
+    ]
+    for command in commands:
+        settings = understood(command)
+        assert (settings.host, settings.port) == ("0.0.0.0", 8000)
+        assert settings.models == ("/models/best.safetensors",)
+        assert settings.api_key_file.name == "api_key"  # it can be reached by others, and would not start without
+
+
+def test_the_key_lies_where_it_is_looked_for(compose, kubernetes):
+    service = compose["services"]["serve"]
+    assert service["secrets"] == list(compose["secrets"]) == ["api_key"]  # which are under /run/secrets
+    assert understood(service["command"]).api_key_file == Path("/run/secrets/api_key")
+    pod = pod_of(kubernetes)
+    (container,) = pod["containers"]
+    folder = next(mount for mount in container["volumeMounts"] if mount["name"] == "key")
+    assert folder["readOnly"] is True
+    assert understood(container["args"]).api_key_file == Path(folder["mountPath"]) / "api_key"
+    secret = next(volume["secret"]["secretName"] for volume in pod["volumes"] if volume["name"] == "key")
+    assert f"secret generic {secret} --from-file=api_key=" in (DEPLOY / "kubernetes.yaml").read_text()
+
+
+@pytest.mark.parametrize("wrong", [["--prot", "8000"], ["--port", "many"], ["--api-key-file"]])
+def test_a_flag_that_is_wrong_would_be_seen(wrong):
+    with pytest.raises(SystemExit):
+        understood(["model.safetensors", *wrong])
+
+
+def test_the_composed_service_can_write_nowhere_but_in_its_temporary_folders(compose, dockerfile):
+    service = compose["services"]["serve"]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+    assert service["user"] == last(dockerfile, "USER").rest
+    assert all(volume["read_only"] for volume in service["volumes"])
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    folders = {entry.split(":")[0]: entry.split(":")[1].split(",") for entry in service["tmpfs"]}
+    cache = variables(dockerfile)["VAN_CACHE"]
+    assert "exec" in folders[cache]  # Docker mounts without it, and compiled operators could not be loaded
+    assert "exec" not in folders["/tmp"]
+    assert variables(dockerfile)["MPLCONFIGDIR"].startswith("/tmp/")
+    assert {"mem_limit", "cpus", "pids_limit"} <= service.keys()
+    build = service["build"]
+    assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
+
+
+def test_a_stopping_container_is_given_longer_than_the_service_takes(compose, kubernetes):
+    grace_s = understood(["model.safetensors"]).grace_s
+    assert int(compose["services"]["serve"]["stop_grace_period"].removesuffix("s")) > grace_s
+    pod = pod_of(kubernetes)
+    pause_s = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] > grace_s + pause_s
+
+
+def test_the_parts_of_the_cluster_fit_together(kubernetes):
+    deployment, pod = kubernetes["Deployment"], pod_of(kubernetes)
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"] == labels
+    assert kubernetes["Service"]["spec"]["selector"] == labels
+    assert kubernetes["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+    assert kubernetes["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    (container,) = pod["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert kubernetes["Service"]["spec"]["ports"][0]["targetPort"] in ports
+    assert ports["http"] == understood(container["args"]).port
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+    assert (
+        volumes["models"]["persistentVolumeClaim"]["claimName"]
+        == kubernetes["PersistentVolumeClaim"]["metadata"]["name"]
+    )
+    assert pod["serviceAccountName"] == kubernetes["ServiceAccount"]["metadata"]["name"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["path"] in ROUTES
+        assert container[probe]["httpGet"]["port"] in ports
+    assert container["livenessProbe"]["httpGet"]["path"].endswith("live")  # one that is busy is not to be ended
+
+
+def test_the_pod_is_held_tightly(kubernetes, dockerfile):
+    pod = pod_of(kubernetes)
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert (
+        f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}" == last(dockerfile, "USER").rest
+    )
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    assert pod["automountServiceAccountToken"] is False
+    assert {"cpu", "memory"} <= container["resources"]["limits"].keys() & container["resources"]["requests"].keys()
+    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+    assert {"/models", "/run/secrets/van", "/tmp", variables(dockerfile)["VAN_CACHE"]} == set(mounts)
+    assert mounts["/models"]["readOnly"] is True
+
+
+@pytest.mark.parametrize(
+    "wrong", ["RUN true\n", "FROM python:3.13\nRUNN true\n", "FROM python:3.13\nCOPY\n", "FROM python:3.13\nEXPOSE \n"]
+)
+def test_a_dockerfile_that_is_wrong_is_not_read(wrong):
+    with pytest.raises(AssertionError):
+        read_dockerfile(wrong)
