@@ -30,6 +30,8 @@ from van.models.segmenters import create_segmenter
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+LONG = ("docs/export.md", "docs/speed.md")
+"""Their commands take a minute each; the README has the most used of them."""
 QUICK = {
     "digits": ["--epochs", "1", "--batch-size", "256"],
     "finetune": ["--epochs", "1", "--batch-size", "8", "--size-px", "32"],
@@ -180,7 +182,9 @@ def run(command: str, environment: dict[str, str]) -> None:
     assert ended.returncode == 0, f"{command}\n{ended.stderr[-3000:]}"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if page in LONG else page for page in PAGES]
+)
 def test_every_command_of_a_page_runs_in_its_order(
     page: str, workplace: Path, hub_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
