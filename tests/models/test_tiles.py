@@ -144,6 +144,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_a_picture_of_12_megapixels_needs_little_memory(run_python):
     """40 classes of float32 are 1.92 GB as a whole; a strip of 512 rows and a third more are 0.44 GB."""
     enlarged, tiled = map(int, run_python(MEASURE, "bounded", OMP_NUM_THREADS="1").split())

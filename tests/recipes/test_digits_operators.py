@@ -28,6 +28,7 @@ def largest_difference(found: list[float], wanted: list[float]) -> float:
     return max(abs(a - b) / b for a, b in zip(found, wanted, strict=True))
 
 
+@pytest.mark.slow
 def test_an_epoch_has_the_same_losses_and_accuracy_by_either_backend(tmp_path):
     losses, top1 = learn(tmp_path / "fast", "auto")
     wanted, wanted_top1 = learn(tmp_path / "slow", "reference")
