@@ -1,6 +1,5 @@
 """Pictures in, answers out: the one object that most users need."""
 
-import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, overload
@@ -15,7 +14,7 @@ from van.export.session import ExportedNetwork
 from van.models.deploy import can_fuse, fuse
 from van.models.load import Loaded, in_channels_last, load, usable_device
 from van.models.tiles import in_view
-from van.pictures import Picture, open_pictures, read_picture
+from van.pictures import Picture, open_pictures, read_chunks
 from van.preprocess import Preprocess, WholePreprocess
 from van.results import Boxes, Classes, Masks
 from van.tasks.base import Frame, Task
@@ -144,21 +143,14 @@ class Predictor:
         """
         if batch_size < 1:
             raise UsageError(f"batch_size is {batch_size}; wanted at least 1")
-        return self._stream(iter(paths), batch_size)
+        return self._stream(paths, batch_size)
 
-    def _stream(self, remaining: Iterator[Path | str], batch_size: int) -> Iterator[Answer | PictureError]:
-        while chunk := list(itertools.islice(remaining, batch_size)):
-            read: dict[int, Image.Image] = {}
-            errors: dict[int, PictureError] = {}
-            for place, path in enumerate(chunk):
-                try:
-                    read[place] = read_picture(path)
-                except PictureError as error:
-                    errors[place] = error
-            names = [str(chunk[place]) for place in read]
-            answers = dict(zip(read, self._answer(list(read.values()), names), strict=True))
-            for place in range(len(chunk)):
-                yield errors[place] if place in errors else answers[place]
+    def _stream(self, paths: Iterable[Path | str], batch_size: int) -> Iterator[Answer | PictureError]:
+        for chunk in read_chunks(paths, batch_size):
+            readable = [(name, picture) for name, picture in chunk if not isinstance(picture, PictureError)]
+            answers = iter(self._answer([picture for _, picture in readable], [name for name, _ in readable]))
+            for _, picture in chunk:
+                yield picture if isinstance(picture, PictureError) else next(answers)
 
     def _answer(self, pictures: list[Image.Image], names: list[str]) -> list[Answer]:
         if not pictures:
