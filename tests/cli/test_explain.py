@@ -143,7 +143,8 @@ def test_lka_s_own_attention_is_drawn_and_told_in_numbers(van, checkpoint, mixed
     ran = van("explain", checkpoint, mixed[0], mixed[1], "--out", out, "--lka", "--json")
     assert ran.status == 1
     assert "text.png: is no picture" in ran.err
-    (told,) = (json.loads(line) for line in ran.out.splitlines())
+    told, passed_over = (json.loads(line) for line in ran.out.splitlines())
+    assert passed_over["picture"] == str(mixed[1])
     assert [one["block"] for one in told["lka"]] == ["stage1.block2", "stage2.block2", "stage3.block4", "stage4.block1"]
     assert all(len(one["maps"]) == 4 for one in told["lka"])  # the strongest channels
     assert size_of(Path(told["file"]))[0] > 300

@@ -8,7 +8,7 @@ from torch import nn
 
 from explain.small import SMALL_CONVNEXT, SMALL_SWIN, small
 from van.errors import ShapeError, UsageError
-from van.explain.cam import METHODS, activation_maps, recorded
+from van.explain.cam import METHODS, activation_map, recorded
 from van.explain.layers import Layer, find_layer
 
 
@@ -18,7 +18,7 @@ def maps_of(network, pictures, classes, *, method="grad-cam", layer=None):
     with recorded(layer) as records:
         logits = network(pictures)
         score = logits[range(len(classes)), list(classes)].sum()
-    return activation_maps(method, layer, records[0], [score], network)[0]
+    return activation_map(method, layer, records[0], score, network)
 
 
 def by_hand(network, pictures, classes):
@@ -154,7 +154,7 @@ def test_a_score_that_does_not_depend_on_the_layer_is_told():
     with recorded(layer) as records:
         network(torch.zeros(1, 3, 64, 64))
     with pytest.raises(ShapeError, match="the score does not depend on layer stage4"):
-        activation_maps("grad-cam", layer, records[0], [torch.ones((), requires_grad=True) * 2], network)
+        activation_map("grad-cam", layer, records[0], torch.ones((), requires_grad=True) * 2, network)
 
 
 def test_an_unknown_method_and_a_decomposition_of_too_many_cells_are_refused():
@@ -163,6 +163,6 @@ def test_an_unknown_method_and_a_decomposition_of_too_many_cells_are_refused():
     with recorded(layer) as records:
         score = network(torch.zeros(1, 3, 320, 320)).sum()
     with pytest.raises(UsageError, match="there is no method 'gradcam'; known: grad-cam, grad-cam"):
-        activation_maps("gradcam", layer, records[0], [score], network)
+        activation_map("gradcam", layer, records[0], score, network)
     with pytest.raises(ShapeError, match=r"eigen-cam of 6,400 cells would need 0\.2 GB; choose a deeper layer"):
-        activation_maps("eigen-cam", layer, records[0], [score], network)
+        activation_map("eigen-cam", layer, records[0], score, network)

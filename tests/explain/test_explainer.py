@@ -100,6 +100,17 @@ def test_a_batch_gives_what_its_pictures_give_one_by_one(explainer, method):
             assert_same(together[0], together[1])
 
 
+def test_cells_of_a_side_that_is_no_multiple_of_the_stride_keep_their_size():
+    """100 pixels are seen in four cells of 32, the last of which reaches over the edge by 28."""
+    explainer = Explainer(small(size_px=100))
+    heat = explainer(picture(150, 150), layer="stage4").maps[0]
+    left, top, right, bottom = heat.seen
+    assert heat.cells.shape == (4, 4)
+    assert heat.covers == pytest.approx((left, top, left + (right - left) * 1.28, top + (bottom - top) * 1.28))
+    by_path = explainer(picture(150, 150), layer="block4.1").maps[0]
+    assert by_path.covers == pytest.approx(heat.covers)
+
+
 def test_classes_are_asked_for_by_name_number_or_rank(explainer):
     shown = picture(130, 140)
     by_name = explainer(shown, classes=["dog", "Bee"])

@@ -16,7 +16,7 @@ before it. docs/explain.md has the figures.
 """
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,20 +68,18 @@ def recorded(layer: Layer) -> Generator[list[Tensor], None, None]:
         handle.remove()
 
 
-def activation_maps(
-    method: str, layer: Layer, output: Tensor, scores: Sequence[Tensor], network: nn.Module
-) -> list[np.ndarray]:
-    """One map (N, h, w) for each of the scores.
+def activation_map(method: str, layer: Layer, output: Tensor, score: Tensor, network: nn.Module) -> np.ndarray:
+    """The map (N, h, w) of one score for each of N pictures.
 
     Args:
         method: one of ``METHODS``.
         layer: whose maps they are.
         output: what the layer gave, recorded by ``recorded``.
-        scores: scalars that the network computed from it: sums over the pictures, each of which counts for itself.
+        score: a scalar that the network computed from it: the sum over the pictures, each of which counts for itself.
         network: the whole of it.
 
     Raises:
-        ShapeError: a score does not depend on the layer, or the map is too large for the method.
+        ShapeError: the score does not depend on the layer, or the map is too large for the method.
         UsageError: there is no such method.
         MissingExtra: pytorch-grad-cam is not installed.
     """
@@ -90,13 +88,10 @@ def activation_maps(
     cells = maps.shape[2] * maps.shape[3]
     if method == "eigen-cam" and cells > _MOST_CELLS_OF_EIGEN_CAM:
         raise ShapeError(f"eigen-cam of {cells:,} cells would need {cells**2 / 2.5e8:.1f} GB; choose a deeper layer")
-    found = []
-    for score in scores:
-        (gradient,) = torch.autograd.grad(score, output, retain_graph=True, allow_unused=True)
-        if gradient is None:
-            raise ShapeError(f"the score does not depend on layer {layer.name}; choose another layer")
-        found.append(_weighed(arithmetic, method, maps, _plain(layer.maps(gradient))))
-    return found
+    (gradient,) = torch.autograd.grad(score, output, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        raise ShapeError(f"the score does not depend on layer {layer.name}; choose another layer")
+    return _weighed(arithmetic, method, maps, _plain(layer.maps(gradient)))
 
 
 def _weighed(arithmetic: Any, method: str, maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from van.errors import PictureError, UsageError
-from van.explain.cam import CELL_BY_CELL, METHODS, activation_maps, recorded
+from van.explain.cam import CELL_BY_CELL, METHODS, activation_map, recorded
 from van.explain.layers import Layer, find_layer
 from van.explain.targets import Target, class_indices, class_maps, of_boxes, of_classes, of_regions
 from van.models.load import Loaded, in_channels_last, load, usable_device
@@ -262,7 +262,7 @@ class Explainer:
     def _maps(self, method: str, layer: Layer, record: Tensor, targets: Sequence[Target]) -> np.ndarray:
         """(N, h, w) of one target in each picture."""
         score = torch.stack([target.score for target in targets]).sum()
-        return activation_maps(method, layer, record, [score], self.model)[0]
+        return activation_map(method, layer, record, score, self.model)
 
     def _heat(self, cells: np.ndarray, target: Target, frame: Frame, method: str, layer: Layer) -> HeatMap:
         seen = self.preprocess.window(frame.size)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from van.checkpoint import atomic_path
-from van.cli.explain.maps import models_and_pictures, title_of
+from van.cli.explain.maps import models_and_pictures, tell_notes, title_of
 from van.cli.explain.settings import ExplainSettings
 from van.errors import UsageError
 from van.explain.receptive_fields import measure_fields
@@ -50,8 +50,7 @@ def _network(name: str, size_px: int, *, fresh: bool) -> nn.Module:
     """A loaded network; or one with random weights, whose layer scales and norms have the sizes of trained ones."""
     if not fresh:
         loaded = load(name)
-        for note in loaded.notes:
-            print(note, file=sys.stderr)
+        tell_notes(loaded.notes)
         return loaded.model.eval()
     from van.bench.networks import NETWORKS, build
 

@@ -1,7 +1,6 @@
 """``van explain ... --lka``: the attention that LKA itself computes, as strips of maps beside each picture."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from PIL import Image
 
 from van.checkpoint import atomic_path
 from van.cli.answers import name_for
+from van.cli.explain.maps import status_after, tell_notes, tell_unreadable
 from van.cli.explain.settings import ExplainSettings
 from van.errors import PictureError, UsageError
 from van.explain.gates import Channels, gate_names, lka_maps
@@ -23,8 +23,7 @@ def draw_gates(settings: ExplainSettings) -> int:
     source, *pictures = settings.words
     paths = expand_pictures(pictures)
     loaded = load(source)
-    for note in loaded.notes:
-        print(note, file=sys.stderr)
+    tell_notes(loaded.notes)
     model = in_channels_last(loaded.model.eval(), usable_device(settings.device))
     blocks = _blocks(gate_names(model), settings)
     channels = _channels(settings.channels)
@@ -35,7 +34,7 @@ def draw_gates(settings: ExplainSettings) -> int:
             picture = read_picture(path)
         except PictureError as error:
             failed += 1
-            print(f"van: {error}", file=sys.stderr)
+            tell_unreadable(error, as_json=settings.json)
             continue
         rule = loaded.preprocess
         seen = rule.crop(picture) if isinstance(rule, Preprocess) else rule.resize(picture)
@@ -48,9 +47,7 @@ def draw_gates(settings: ExplainSettings) -> int:
         title = f"large kernel attention of {loaded.name}: what each block multiplies its features by"
         _save(draw_strips(seen, by_stage(strips) if channels == "mean" else strips, title=title), target)
         _print(path, strips, target, as_json=settings.json)
-    if failed:
-        print(f"{failed} of {len(paths)} pictures could not be read", file=sys.stderr)
-    return 1 if failed else 0
+    return status_after(failed, len(paths))
 
 
 def _blocks(known: list[str], settings: ExplainSettings) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""What ``van explain`` does with pictures: maps over them, models side by side, LKA's own attention."""
+"""What ``van explain`` does with pictures: maps over them, and models side by side."""
 
 import json
 import re
@@ -30,14 +30,14 @@ def draw_maps(settings: ExplainSettings) -> int:
     source, *pictures = settings.words
     paths = expand_pictures(pictures)
     explainer = Explainer.load(source, device=settings.device)
-    _tell(explainer.notes)
+    tell_notes(explainer.notes)
     names: dict[str, Path] = {}
     tiles: list[Image.Image] = []
     failed = 0
     for path, found in zip(paths, _explained(explainer, paths, settings), strict=True):
         if isinstance(found, PictureError):
             failed += 1
-            _print_unreadable(found, as_json=settings.json)
+            tell_unreadable(found, as_json=settings.json)
             continue
         written = _write(settings.out, name_for(path, names), *found)
         if len(tiles) < _MOST_TILES:
@@ -47,7 +47,7 @@ def draw_maps(settings: ExplainSettings) -> int:
         with atomic_path(settings.out / "sheet.png") as temporary:
             draw_contact_sheet(tiles, temporary)
         print(f"{settings.out / 'sheet.png'}: {len(tiles)} of {len(paths)} pictures", file=sys.stderr)
-    return _status(failed, len(paths))
+    return status_after(failed, len(paths))
 
 
 def compare(settings: ExplainSettings) -> int:
@@ -60,7 +60,7 @@ def compare(settings: ExplainSettings) -> int:
     failed: dict[Path, PictureError] = {}
     for model in models:
         explainer = Explainer.load(model, device=settings.device)
-        _tell(explainer.notes)
+        tell_notes(explainer.notes)
         for path, found in zip(paths, _explained(explainer, paths, settings), strict=True):
             if isinstance(found, PictureError):
                 failed[path] = found
@@ -68,13 +68,13 @@ def compare(settings: ExplainSettings) -> int:
             rows.setdefault(path, [_as_drawn(found[0])]).append(_tile(*found))
             _print(found[1], [], as_json=settings.json, model=model)
     for error in failed.values():
-        _print_unreadable(error, as_json=settings.json)
+        tell_unreadable(error, as_json=settings.json)
     shown = [row for path, row in rows.items() if path not in failed][:_MOST_ROWS]
     if shown:
         with atomic_path(settings.out / "compare.png") as temporary:
             table(["picture", *map(title_of, models)], shown).save(temporary, format="png")
         print(f"{settings.out / 'compare.png'}: {len(shown)} of {len(paths)} pictures", file=sys.stderr)
-    return _status(len(failed), len(paths))
+    return status_after(len(failed), len(paths))
 
 
 def models_and_pictures(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -133,18 +133,21 @@ def _said(heat: HeatMap) -> str:
     return f"{heat.label}{score}, most at {column},{row} ({heat.method} of {heat.layer})"
 
 
-def _print_unreadable(error: PictureError, *, as_json: bool) -> None:
+def tell_unreadable(error: PictureError, *, as_json: bool) -> None:
+    """Name a picture that is passed over."""
     print(f"van: {error}", file=sys.stderr)
     if as_json:
         print(json.dumps({"picture": error.name, "error": error.reason}), flush=True)
 
 
-def _tell(notes: Sequence[str]) -> None:
+def tell_notes(notes: Sequence[str]) -> None:
+    """What was told while a network was loaded."""
     for note in notes:
         print(note, file=sys.stderr)
 
 
-def _status(failed: int, pictures: int) -> int:
+def status_after(failed: int, pictures: int) -> int:
+    """The exit status, and a word on how many pictures could not be read."""
     if failed:
         print(f"{failed} of {pictures} pictures could not be read", file=sys.stderr)
     return 1 if failed else 0

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from van.checkpoint import atomic_path
-from van.cli.explain.maps import models_and_pictures, title_of
+from van.cli.explain.maps import models_and_pictures, tell_notes, title_of
 from van.cli.explain.settings import ExplainSettings
 from van.data.find import read_part
 from van.data.folder import evaluation_items
@@ -45,8 +45,7 @@ def score(settings: ExplainSettings) -> int:
     unreadable: dict[str, PictureError] = {}
     for model, title in zip(models, titles, strict=True):
         explainer = Explainer.load(model, device=settings.device)
-        for note in explainer.notes:
-            print(note, file=sys.stderr)
+        tell_notes(explainer.notes)
         samples = _spread(_samples(settings.data, explainer.labels), settings.limit or _PICTURES)
         found = score_maps(
             explainer,
