@@ -96,15 +96,22 @@ def _stage(body: nn.Module, name: str) -> nn.Module | None:
         return blocks[int(block)] if int(block) < len(blocks) else None
     if isinstance(body, VAN):
         return blocks[-1] if blocks else None
-    modules = [info["module"] for info in _features(body) if [info["reduction"]] == [*_STRIDES[number - 1 : number]]]
-    return body.get_submodule(modules[-1]) if modules and len(modules) < len(_features(body)) else None
+    paths = _paths(body, number)
+    return body.get_submodule(paths[-1]) if paths and len(paths) < len(_features(body)) else None
 
 
 def _blocks(body: nn.Module, stage: int) -> list[nn.Module]:
     if isinstance(body, VAN):
         return list(getattr(body, f"block{stage}", ()))
-    paths = [info["module"] for info in _features(body) if [info["reduction"]] == [*_STRIDES[stage - 1 : stage]]]
+    paths = _paths(body, stage)
     return list(getattr(body.get_submodule(paths[-1]), "blocks", ())) if paths else []
+
+
+def _paths(body: nn.Module, stage: int) -> list[str]:
+    """The modules that timm lists with the stage's stride; all of them where a network has but one stride."""
+    if stage not in STAGES:
+        return []
+    return [info["module"] for info in _features(body) if info["reduction"] == _STRIDES[stage - 1]]
 
 
 def _features(body: nn.Module) -> list[dict[str, Any]]:
@@ -120,7 +127,7 @@ def _last(body: nn.Module) -> Layer:
 
     Behind it the classifier of a ViT reads one token only, so that the others have no gradient.
     """
-    blocks = [name for name, module in body.named_modules() if re.fullmatch(r"blocks\.[0-9]+", name) and module]
+    blocks = [name for name, _ in body.named_modules() if re.fullmatch(r"blocks\.[0-9]+", name)]
     if not blocks:
         raise UsageError(f"{type(body).__name__} has no stages that are known; name a layer: the path of a module")
     path = max(blocks, key=lambda name: int(name.removeprefix("blocks.")))

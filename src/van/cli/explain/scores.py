@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from van.checkpoint import atomic_path
-from van.cli.explain.maps import models_and_pictures, tell_notes, title_of
+from van.cli.explain.maps import models_and_pictures, tell_notes, tell_unreadable, title_of
 from van.cli.explain.settings import ExplainSettings
 from van.data.find import read_part
 from van.data.folder import evaluation_items
@@ -61,7 +61,7 @@ def score(settings: ExplainSettings) -> int:
         if any(found.curves.values()):
             _draw(found, settings.out / f"{title}-curves.png")
     for error in unreadable.values():
-        print(f"van: {error}", file=sys.stderr)
+        tell_unreadable(error, as_json=settings.json)
     return 1 if unreadable else 0
 
 
