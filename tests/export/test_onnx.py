@@ -134,7 +134,6 @@ def test_a_detector_with_queries_finds_the_same_things_on_its_canvas(head, tmp_p
     [
         ("instances", "mask_rcnn", "its second stage looks at as many boxes as the first one finds"),
         ("detect", "faster_rcnn", "its second stage"),
-        ("detect", "deformable_detr", "a mask of its own"),
         ("panoptic", "mask2former", "masks of every size"),
         ("detect", "d_fine", "leave out --dynamic"),
     ],

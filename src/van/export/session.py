@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from van.errors import ShapeError, UsageError
-from van.export.boxes import Decoder, make_decoder
 from van.export.header import Header
+from van.export.heads import Decoder, head_of
 from van.export.writing import LEAST_PX
 from van.models.transformer_detectors import group_by_canvas, sizes_of, stack_padded
 
@@ -52,7 +52,8 @@ class ExportedNetwork(nn.Module):
         self.header = header
         self._runtime: Runtime | None = runtime
         (self._shape,) = header.inputs.values()
-        self._decoder: Decoder | None = make_decoder(header) if header.task == "detect" else None
+        head = head_of(header.model_options)
+        self._decoder: Decoder | None = None if head is None else head.decoder(header)
         self.eval()
 
     def forward(self, pictures: Tensor | list[Tensor]) -> Any:

@@ -19,7 +19,7 @@ from torchvision.ops import box_iou
 
 from van.checkpoint import atomic_path
 from van.errors import CheckpointError, UsageError
-from van.export.boxes import ANCHORS, AnchorHeads
+from van.export import anchors
 from van.export.formats import Format
 from van.export.header import Precision
 from van.export.session import Session
@@ -186,9 +186,9 @@ def _things(session: Session, loaded: Loaded, seen: Tensor, ready: Tensor) -> tu
     (found,), (right,) = session([seen]), loaded.model.eval()([ready])
     longer = max(ready.shape[1:])
     difference, relative, agreement = _matched(found, right, longer)
-    if loaded.options["head"] in ANCHORS:  # its things may be none; then the anchors still have their scores
+    if loaded.options["head"] in anchors.OUTPUTS:  # its things may be none; then the anchors still have their scores
         canvas = round_up(ready.shape[1], 32), round_up(ready.shape[2], 32)
-        heads: nn.Module = AnchorHeads(loaded.model, loaded.options["head"])
+        heads: nn.Module = anchors.AnchorHeads(loaded.model)
         if ready.shape != seen.shape:
             return math.inf, math.inf, 0.0
         rows = zip(session.run(stack_padded([seen], canvas)), heads(stack_padded([ready], canvas)), strict=True)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from van.errors import UsageError
-from van.export.boxes import ANCHORS, HEADS, QUERIES, AnchorHeads, QueryHeads, make_decoder
 from van.export.header import Header, Precision, Shape
+from van.export.heads import HEADS, head_of
 from van.models.deploy import can_fuse, fuse
 from van.models.load import Loaded
 from van.ops import use_backend
@@ -119,22 +119,21 @@ def want_exportable(loaded: Loaded, *, dynamic: bool = False) -> None:
     loaded.want_answers()
     if loaded.task in ("classify", "segment"):
         return
-    head = loaded.options.get("head", "")
-    if head in QUERIES and dynamic:
-        raise UsageError(f"{head} lays out its queries for one canvas and one batch; leave out --dynamic")
-    if head in HEADS:
-        return
-    reasons = {
-        "faster_rcnn": "its second stage looks at as many boxes as the first one finds",
-        "mask_rcnn": "its second stage looks at as many boxes as the first one finds",
-        "deformable_detr": "each picture comes with a mask of its own",
-        "mask2former": "its maps are put together from masks of every size",
-    }
-    why = reasons.get(head, "it has no session here")
-    raise UsageError(
-        f"{head or loaded.task} cannot be exported: {why}; wanted a network that classifies, one for semantic "
-        f"segmentation, or a detector among {', '.join(HEADS)}"
-    )
+    head = head_of(loaded.options)
+    name = loaded.options.get("head", "")
+    if head is None:
+        reasons = {
+            "faster_rcnn": "its second stage looks at as many boxes as the first one finds",
+            "mask_rcnn": "its second stage looks at as many boxes as the first one finds",
+            "mask2former": "its maps are put together from masks of every size",
+        }
+        why = reasons.get(name, "it has no session here")
+        raise UsageError(
+            f"{name or loaded.task} cannot be exported: {why}; wanted a network that classifies, one for semantic "
+            f"segmentation, or one with a head among {', '.join(HEADS)}"
+        )
+    if head.fixed and dynamic:
+        raise UsageError(f"{name} cannot be exported with free sizes: {head.fixed}; leave out --dynamic")
 
 
 def prepare(
@@ -161,6 +160,7 @@ def prepare(
     """
     want_exportable(loaded, dynamic=options.dynamic)
     loaded = at_size(loaded, options.size_px)
+    head = head_of(loaded.options)
     if precision is None:
         precision = "float16" if options.half else "float32"
     header = Header(
@@ -174,21 +174,21 @@ def prepare(
         precision=precision,
         dynamic=options.dynamic,
         inputs={INPUT: _shape(loaded, options)},
-        outputs=_outputs(loaded),
+        outputs=("logits",) if head is None else head.outputs,
         opset=opset,
         source=options.source,
         versions={"van": metadata.version("visual-attention-network"), "torch": torch.__version__, **(versions or {})},
-        notes=_notes(loaded),
+        notes=() if head is None else (head.left,),
     )
-    if header.task == "detect" and not options.dynamic:  # the canvas is the decoder's to say
-        rows, columns = make_decoder(header).canvas([header.inputs[INPUT][2:]])  # pyrefly: ignore
+    if head is not None and not options.dynamic:  # the canvas is the decoder's to say
+        rows, columns = head.decoder(header).canvas([header.inputs[INPUT][2:]])  # pyrefly: ignore
         header = dataclasses.replace(header, inputs={INPUT: (*header.inputs[INPUT][:2], rows, columns)})
     half = precision if precision in ("float16", "bfloat16") else None
     shape = header.inputs[INPUT]
     return Prepared(
         module=_module(loaded, half=half),
         example=_example(shape),
-        dynamic_shapes=_free(shape, canvas=header.task == "detect"),
+        dynamic_shapes=_free(shape, canvas=head is not None),
         header=header,
     )
 
@@ -247,9 +247,8 @@ def _module(loaded: Loaded, *, half: str | None) -> nn.Module:
     network = loaded.model.eval()
     network = fuse(network) if can_fuse(network) else copy.deepcopy(network).requires_grad_(False)
     network = _plain(network.cpu())
-    head = loaded.options.get("head", "")
-    if loaded.task == "detect":
-        network = AnchorHeads(network, head) if head in ANCHORS else QueryHeads(network)
+    if (head := head_of(loaded.options)) is not None:
+        network = head.cut(network)
     return _InPrecision(network, half).eval()
 
 
@@ -270,19 +269,6 @@ def _shape(loaded: Loaded, options: ExportOptions) -> Shape:
     if options.dynamic:
         return None, 3, None, None
     return options.batch_size, 3, *(options.seen or (rule.short_px, rule.short_px))
-
-
-def _outputs(loaded: Loaded) -> tuple[str, ...]:
-    if loaded.task != "detect":
-        return ("logits",)
-    return ANCHORS.get(loaded.options["head"], ("logits", "pred_boxes"))
-
-
-def _notes(loaded: Loaded) -> tuple[str, ...]:
-    if loaded.task != "detect":
-        return ()
-    what = "anchors" if loaded.options["head"] in ANCHORS else "queries"
-    return (f"the file gives scores and boxes of all {what}; the session picks the best of them in Python",)
 
 
 def _example(shape: Shape) -> Tensor:
