@@ -20,12 +20,15 @@ from van.export.writing import ExportOptions, prepare
 TINY = {"dims": (16, 16, 24, 32), "depths": (1, 1, 1, 1)}
 PICTURES = made_pictures(30, (64, 64))
 OPENVINO = FORMATS["openvino"]
-TRIALS = [
-    Trial(name="float32", spared=frozenset(), latency_ms=10.0, loss=0.0),
-    Trial(name="fast", spared=frozenset(), latency_ms=4.0, loss=0.02),
-    Trial(name="careful", spared=frozenset("a"), latency_ms=6.0, loss=0.004),
-    Trial(name="slow", spared=frozenset("b"), latency_ms=11.0, loss=0.0),
-]
+
+
+def trial(name: str, latency_ms: float, loss: float = 0.0, **changes) -> Trial:
+    """In float32 but for the 8 bits, unless it is said otherwise."""
+    plain = Trial(name=name, spared=frozenset(), arithmetic="float32", latency_ms=latency_ms, loss=loss)
+    return dataclasses.replace(plain, **changes)
+
+
+TRIALS = [trial("none", 10.0), trial("fast", 4.0, 0.02), trial("careful", 6.0, 0.004), trial("slow", 11.0)]
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +96,32 @@ def test_the_table_has_the_fastest_first_and_marks_what_is_written():
     title, *lines = table_of(TRIALS, TRIALS[2], judged=20, known=True).splitlines()
     assert "top-1 lost" in title
     assert "20 held-out pictures" in title
-    assert [line.split()[0] for line in lines] == ["fast", "careful", "float32", "slow"]
-    assert lines[1].split() == ["careful", "6.00", "1.67x", "0.40%", "written"]
+    assert [line.split()[0] for line in lines] == ["fast", "careful", "none", "slow"]
+    assert lines[1].split() == ["careful", "float32", "6.00", "1.67x", "0.40%", "written"]
     assert "answers changed" in table_of(TRIALS, None, judged=20, known=False)
+
+
+def test_bfloat16_alone_is_never_written_but_named_where_it_is_the_fastest():
+    trials = [*TRIALS, trial("none", 3.0, arithmetic="bfloat16")]
+    assert choose(trials, max_loss=1) is TRIALS[1]
+    assert table_of(trials, TRIALS[1], judged=20, known=True).splitlines()[-1].startswith("bfloat16 without 8 bits")
+    assert "--half" not in table_of(TRIALS, TRIALS[1], judged=20, known=True)
+
+
+def test_every_choice_is_tried_in_both_kinds_of_arithmetic_and_the_best_are_timed_again(graphs, monkeypatch):
+    plain, quantised, picture = graphs
+    timed = []
+    monkeypatch.setattr(int8, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(
+        int8, "median_times", lambda compiled, _, *, rounds: timed.append(rounds) or dict.fromkeys(compiled, rounds)
+    )
+    offered = {EVERYTHING: frozenset(), "other": frozenset()}
+    trials = int8.try_all(quantised, plain, offered, [picture], None, max_loss=1.0, threads=1, rounds=9)
+    assert [(one.name, one.arithmetic) for one in trials] == [
+        (name, kind) for name in ("none", *offered) for kind in ("float32", "bfloat16")
+    ]
+    assert timed == [3, 9]
+    assert {one.latency_ms for one in trials} == {9}  # all of so few are among the last
 
 
 def test_loss_is_of_the_truth_where_it_is_known_and_of_float32_s_answers_else():
@@ -108,7 +134,10 @@ def test_loss_is_of_the_truth_where_it_is_known_and_of_float32_s_answers_else():
 @pytest.fixture
 def float32_is_slow(monkeypatch):
     """The clock of so small a network says nothing, so it is set: float32 is the slowest."""
-    monkeypatch.setattr(int8, "_times", lambda compiled, picture, rounds: {n: 9.0 - (n != "float32") for n in compiled})
+    monkeypatch.setattr(
+        int8, "median_times", lambda compiled, _, *, rounds: {n: 9.0 - (n != "none/float32") for n in compiled}
+    )
+    monkeypatch.setattr(int8, "has_bfloat16", lambda: False)
 
 
 @pytest.mark.usefixtures("float32_is_slow")
@@ -123,10 +152,10 @@ def test_a_written_file_answers_nearly_as_the_network(tmp_path):
     (table, written_before), *more = told
     assert not more
     assert not written_before
-    assert [name in table for name in (*only, "float32")] == [True] * 3
+    assert [name in table for name in (*only, "none")] == [True] * 3
     session = open_session(path)
     assert session.header.precision == "int8"
-    assert session.header.notes[-1].startswith(f"int8: {EVERYTHING}; ")
+    assert session.header.notes[-1].startswith(f"int8: {EVERYTHING}, float32 between; ")
     found = verify(session, loaded, PICTURES[:6])
     assert 1e-4 < found.relative < 0.3
     assert not verify(session, small(size_px=64, seed=1, **TINY), PICTURES[:6]).within(0.3)

@@ -29,7 +29,7 @@ def test_any_number_of_pictures_is_answered_as_by_pytorch(network, xml_file):
 def test_bfloat16_would_be_noticed(network, xml_file):
     """The hint is heard: what OpenVINO could choose by itself is farther away than the tolerance above."""
     seen = torch.stack(tensors((32, 32), (32, 32)))
-    session = module.open_session(xml_file, threads=1, precision="bf16")
+    session = module.open_session(xml_file, threads=1, arithmetic="bfloat16")
     difference = (session(seen) - right_answer(network, seen)).abs().max().item()
     if difference < CLOSE["atol"]:
         pytest.skip("this processor has no bfloat16")
@@ -67,7 +67,14 @@ def test_detectors_find_the_same_things(head, tmp_path):
         torch.testing.assert_close(ours["scores"], theirs["scores"], rtol=0, atol=1e-5)
 
 
-def test_half_stores_half_as_much_and_computes_in_float32(network, xml_file, tmp_path):
+def with_times(monkeypatch, *, bfloat16: float) -> None:
+    """Set the clock: float32 takes 10 ms, bfloat16 so many."""
+    monkeypatch.setattr(module, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(module, "median_times", lambda *_, **__: {"float32": 10.0, "bfloat16": bfloat16})
+
+
+def test_half_stores_half_as_much_and_computes_in_float32(network, xml_file, tmp_path, monkeypatch):
+    with_times(monkeypatch, bfloat16=9.9)
     path = written(network, tmp_path, "openvino", half=True, dynamic=True)
     weights = [file.with_suffix(".bin").stat().st_size for file in (path, xml_file)]
     assert 0.45 < weights[0] / weights[1] < 0.6
@@ -76,6 +83,21 @@ def test_half_stores_half_as_much_and_computes_in_float32(network, xml_file, tmp
     assert 1e-6 < (session(seen) - right).abs().max() / right.abs().max() < 2e-2
     assert session.header.precision == "float16"
     assert session.header.notes == ("float16 weights; OpenVINO computes in float32",)
+
+
+def test_half_computes_in_bfloat16_where_that_was_faster_and_the_processor_can(network, tmp_path, monkeypatch):
+    with_times(monkeypatch, bfloat16=5.0)
+    path = written(network, tmp_path, "openvino", half=True, dynamic=True)
+    seen = torch.stack(tensors((32, 32), (32, 32)))
+    asked = {kind: module.open_session(path, threads=1, arithmetic=kind)(seen) for kind in ("float32", "bfloat16")}
+    for has, kind in ((False, "float32"), (True, "bfloat16")):
+        monkeypatch.setattr(module, "has_bfloat16", lambda has=has: has)
+        session = open_session(path, threads=1)
+        assert torch.equal(session(seen), asked[kind])
+        assert session.header.precision == "bfloat16"
+        assert session.header.notes == (
+            "float16 weights; OpenVINO computes in bfloat16, 2.0 times as fast as float32 here",
+        )
 
 
 def test_threads_get_their_own_answers(network, xml_file):

@@ -21,9 +21,8 @@ from van.bench.machine import same_terms
 from van.bench.memory import with_peak_growth
 from van.bench.networks import NETWORKS, build
 from van.errors import UsageError
-from van.export.aot_inductor import instructions
+from van.export import int8, openvino
 from van.export.formats import FORMATS, open_session
-from van.export.int8 import EVERYTHING
 from van.export.verify import made_pictures
 from van.export.writing import ExportOptions
 from van.models.deploy import fuse
@@ -36,11 +35,10 @@ SESSIONS = {
     "onnxruntime": "an ONNX file on ONNX Runtime",
     "openvino": "an OpenVINO file, float32",
     "openvino-bf16": "the same, bfloat16 arithmetic, where the processor has it",
-    "openvino-int8": "every layer of 8 bits, calibrated on made-up pictures",
+    "openvino-int8": "every layer of 8 bits, what is between in the faster of the two, calibrated on made-up pictures",
 }
 NOISY = 0.1
 """Share of the processor that others may use before times are called noisy."""
-_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 _COMPARED = 32
 _ATTEMPTS = 3
 
@@ -177,23 +175,19 @@ def _opener(session: str, loaded: Loaded, folder: Path, terms: Terms) -> Callabl
     """Write what the session answers from; what comes back opens it."""
     if session == "pytorch":
         return lambda: _in_pytorch(fuse(loaded.model))
-    if session == "openvino-bf16" and not _BFLOAT16 & instructions():
+    if session == "openvino-bf16" and not openvino.has_bfloat16():
         raise UsageError("this processor has no bfloat16 arithmetic")
     kind = "onnx" if session == "onnxruntime" else "openvino"
     path = folder / f"{session}{FORMATS[kind].suffix}"
     if session == "openvino-int8":
-        from van.export import int8
-
         int8.write(
             loaded, path, options=ExportOptions(), format_=FORMATS[kind], pictures=made_pictures(_COMPARED),
-            max_loss=1.0, threads=terms.threads, rounds=5, only=(EVERYTHING,), say=lambda _: None,
+            max_loss=1.0, threads=terms.threads, rounds=5, only=(int8.EVERYTHING,), say=lambda _: None,
         )  # fmt: skip
     else:
         FORMATS[kind].write(loaded, path, options=ExportOptions())
     if session == "openvino-bf16":
-        from van.export import openvino
-
-        return lambda: openvino.open_session(path, threads=terms.threads, precision="bf16")
+        return lambda: openvino.open_session(path, threads=terms.threads, arithmetic="bfloat16")
     return lambda: open_session(path, threads=terms.threads)
 
 

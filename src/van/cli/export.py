@@ -39,7 +39,7 @@ class ExportSettings:
     format: Literal["onnx", "openvino", "torch-export", "aot-inductor"] = "onnx"
     """Names end in .onnx, .xml, .pt2 and .aoti.pt2."""
     half: bool = False
-    """float16: weights and, but for OpenVINO, arithmetic; pictures and answers stay float32."""
+    """float16 weights and arithmetic; OpenVINO computes in bfloat16 where that is faster here, else in float32."""
     dynamic: bool = False
     """Any number of pictures at once and, for boxes and maps, of any size."""
     batch_size: int | None = None

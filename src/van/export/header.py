@@ -19,7 +19,8 @@ from van.errors import CheckpointError, HashMismatch, TruncatedFile, VanError
 from van.preprocess import Preprocess, WholePreprocess, read_preprocess
 
 VERSION = 1
-Precision = Literal["float32", "float16", "bfloat16", "int8"]
+Precision = Literal["float32", "float16", "bfloat16", "int8", "int8+bfloat16"]
+"""The last has 8 bits in most layers and bfloat16 between them, where the processor computes so."""
 Shape = tuple[int | None, ...]
 """None where a size is free."""
 

@@ -1,16 +1,15 @@
 """8-bit networks for OpenVINO: NNCF finds the ranges, and measured time and answers decide which layers use them.
 
-NNCF quantises the whole network once, on a part of the pictures. Then groups of layers are put back into float32, and
-each of these trials is timed on this machine, in turn with the others, and asked about the pictures that were held
-out. The fastest trial that loses no more than was allowed is written. Shapes: see ``van.export.writing``.
+NNCF quantises the whole network once, on a part of the pictures. Then groups of layers are spared their 8 bits, what is
+not in 8 bits is computed in float32 or, where the processor has it, in bfloat16, and each of these trials is timed on
+this machine, in turn with the others, and asked about the pictures that were held out. The fastest that lose no more
+than was allowed are timed once more, and the first of them is written. Shapes: see ``van.export.writing``.
 """
 
 import contextlib
 import dataclasses
 import logging
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from PIL import Image
 
 from van.errors import CheckpointError, UsageError
 from van.export.formats import Format
+from van.export.header import Header
 from van.export.int8_layers import Layer, layers_of, spared
-from van.export.openvino import save
+from van.export.openvino import Arithmetic, compile_model, has_bfloat16, median_times, save
 from van.export.quiet import quiet_import
 from van.export.writing import INPUT, ExportOptions, Prepared, prepare
 from van.models.load import Loaded
@@ -29,11 +29,11 @@ from van.preprocess import Preprocess
 
 MAX_LOSS = 0.005
 """Share of the answers that may be lost: half a point of top-1."""
-EVERYTHING = "all layers int8"
+EVERYTHING = "all layers"
 _LEAST_PICTURES = 12
 _CALIBRATED = 100
-_SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-_FLOAT = "float32"
+_NOTHING = "none"
+_FINALISTS = 4
 
 Answers = list[np.ndarray]
 """For each picture the class, () or, of maps, (rows, columns)."""
@@ -44,8 +44,9 @@ class Trial:
     """One choice of precisions, and what came of it.
 
     Args:
-        name: in words.
-        spared: names of the layers in float32.
+        name: which layers have 8 bits, in words.
+        spared: names of the layers that have not.
+        arithmetic: of all that has no 8 bits.
         latency_ms: of one picture, or of one batch where its size is fixed; the median.
         loss: share of held-out answers: top-1 in float32 less top-1 here where the truth is known, else the share
             that is not the answer of float32.
@@ -53,8 +54,14 @@ class Trial:
 
     name: str
     spared: frozenset[str]
+    arithmetic: Arithmetic
     latency_ms: float
     loss: float
+
+    @property
+    def has_int8(self) -> bool:
+        """Whether it is one of those that may be written."""
+        return self.name != _NOTHING
 
 
 def write(
@@ -103,7 +110,7 @@ def write(
     quantised = _quantise(nncf, plain, calibration)
     rows = prepared.header.inputs[INPUT][2] or 0
     offered = {name: names for name, names in choices(layers_of(plain, rows=rows)).items() if not only or name in only}
-    trials = try_all(quantised, plain, offered, judges, known, threads=threads, rounds=rounds)
+    trials = try_all(quantised, plain, offered, judges, known, max_loss=max_loss, threads=threads, rounds=rounds)
     best = choose(trials, max_loss=max_loss)
     say(table_of(trials, best, judged=len(judges), known=known is not None))
     if best is None:
@@ -111,10 +118,18 @@ def write(
             f"{path} was not written: no choice of 8-bit layers is faster than float32 and loses at most "
             f"{max_loss:.1%} of the answers on {len(judges)} pictures; give more pictures, or export without --int8"
         )
-    told = f"int8: {best.name}; {_loss_in_words(best, known is not None)} on {len(judges)} held-out pictures"
-    header = dataclasses.replace(prepared.header, notes=(*prepared.header.notes, told))
-    save(spared(quantised, plain, best.spared), header, path)
+    lost = _loss_in_words(best, known is not None)
+    save(spared(quantised, plain, best.spared), _as_tried(prepared.header, best, f"{lost} on {len(judges)}"), path)
     return path
+
+
+def _as_tried(header: Header, best: Trial, lost: str) -> Header:
+    """The header, saying what was chosen."""
+    return dataclasses.replace(
+        header,
+        precision="int8+bfloat16" if best.arithmetic == "bfloat16" else "int8",
+        notes=(*header.notes, f"int8: {best.name}, {best.arithmetic} between; {lost} held-out pictures"),
+    )
 
 
 def named(model: Any, prepared: Prepared) -> Any:
@@ -127,7 +142,7 @@ def named(model: Any, prepared: Prepared) -> Any:
 
 
 def choices(layers: Sequence[Layer]) -> dict[str, frozenset[str]]:
-    """The trials: names, and the layers that each keeps in float32."""
+    """Which layers have 8 bits, in words, and the names of those that each choice spares."""
     by_kind = {kind: {layer.name for layer in layers if layer.kind == kind} for kind in {x.kind for x in layers}}
     everything = {layer.name for layer in layers}
     one_by_one = {name for kind, names in by_kind.items() if kind.endswith("1x1") for name in names}
@@ -160,46 +175,71 @@ def try_all(
     judges: Sequence[np.ndarray],
     truths: Sequence[int] | None,
     *,
+    max_loss: float,
     threads: int | None,
     rounds: int,
 ) -> list[Trial]:
-    """Time every choice in turn with float32, which comes first, and ask each about the held-out pictures."""
-    openvino: Any = quiet_import("openvino")
-    settings = _SETTINGS | ({} if threads is None else {"INFERENCE_NUM_THREADS": threads})
-    core = openvino.Core()
-    compiled = {_FLOAT: core.compile_model(plain, "CPU", settings)}
-    for name, names in offered.items():
-        compiled[name] = core.compile_model(spared(quantised, plain, names), "CPU", settings)
-    times = _times(compiled, judges[0], rounds)
-    right = _answers(compiled[_FLOAT], judges)
-    return [
+    """Time every choice in turn with the network without 8 bits, and ask each about the held-out pictures.
+
+    Args:
+        quantised, plain: see ``van.export.int8_layers.spared``.
+        offered: see ``choices``.
+        judges: held-out pictures (N, 3, H, W).
+        truths: their classes, where they are known.
+        max_loss: the fastest that lose no more are timed a second time, which is what they are told by.
+        threads, rounds: see ``write``.
+
+    Returns:
+        The network in float32 first, then, where there is bfloat16, the same in that, then the choices.
+    """
+    kinds: list[Arithmetic] = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
+    graphs = {_NOTHING: plain, **{name: spared(quantised, plain, names) for name, names in offered.items()}}
+    compiled = {
+        f"{name}/{kind}": compile_model(graph, arithmetic=kind, threads=threads)
+        for name, graph in graphs.items()
+        for kind in kinds
+    }
+    times = median_times(compiled, judges[0], rounds=-(-rounds // 3))
+    right = _answers(compiled[f"{_NOTHING}/float32"], judges)
+    trials = [
         Trial(
             name=name,
             spared=offered.get(name, frozenset()),
-            latency_ms=times[name],
-            loss=_loss(_answers(network, judges), right, truths),
+            arithmetic=kind,
+            latency_ms=times[f"{name}/{kind}"],
+            loss=_loss(_answers(compiled[f"{name}/{kind}"], judges), right, truths),
         )
-        for name, network in compiled.items()
+        for name in graphs
+        for kind in kinds
     ]
+    good = sorted((one for one in trials if one.has_int8 and one.loss <= max_loss), key=lambda one: one.latency_ms)
+    last = [*(one for one in trials if not one.has_int8), *good[:_FINALISTS]]
+    again = {f"{one.name}/{one.arithmetic}": one for one in last}
+    times = median_times({name: compiled[name] for name in again}, judges[0], rounds=rounds)
+    retimed = {id(one): dataclasses.replace(one, latency_ms=times[name]) for name, one in again.items()}
+    return [retimed.get(id(one), one) for one in trials]
 
 
 def choose(trials: Sequence[Trial], *, max_loss: float) -> Trial | None:
     """The fastest that is good enough and faster than the first, which is float32; None if there is none."""
     plain, *others = trials
-    good = [trial for trial in others if trial.loss <= max_loss and trial.latency_ms < plain.latency_ms]
-    return min(good, key=lambda trial: trial.latency_ms, default=None)
+    good = [one for one in others if one.has_int8 and one.loss <= max_loss and one.latency_ms < plain.latency_ms]
+    return min(good, key=lambda one: one.latency_ms, default=None)
 
 
 def table_of(trials: Sequence[Trial], best: Trial | None, *, judged: int, known: bool) -> str:
     """The trials as text, the fastest first, the one that is written marked."""
     plain = trials[0]
     title = "top-1 lost" if known else "answers changed"
-    lines = [f"{'precision':<34}{'ms':>9}{'times':>8}{title:>18}  ({judged} held-out pictures)"]
+    lines = [f"{'8 bits in':<34}{'rest in':<10}{'ms':>9}{'times':>8}{title:>18}  ({judged} held-out pictures)"]
     for trial in sorted(trials, key=lambda trial: trial.latency_ms):
         loss = "-" if trial is plain else f"{trial.loss:.2%}"
         mark = "  written" if trial is best else ""
         speed = f"{plain.latency_ms / trial.latency_ms:.2f}x"
-        lines.append(f"{trial.name:<34}{trial.latency_ms:>9.2f}{speed:>8}{loss:>18}{mark}")
+        lines.append(f"{trial.name:<34}{trial.arithmetic:<10}{trial.latency_ms:>9.2f}{speed:>8}{loss:>18}{mark}")
+    fastest = min(trials, key=lambda trial: trial.latency_ms)
+    if not fastest.has_int8 and fastest is not plain:
+        lines.append(f"{fastest.arithmetic} without 8 bits is the fastest; --half writes it")
     return "\n".join(lines)
 
 
@@ -253,19 +293,6 @@ def _quantise(nncf: Any, plain: Any, calibration: Sequence[np.ndarray]) -> Any:
             )
     finally:
         logger.setLevel(level)
-
-
-def _times(compiled: dict[str, Any], picture: np.ndarray, rounds: int) -> dict[str, float]:
-    """The median time of each in milliseconds; each runs once before it is timed, which brings back its caches."""
-    times: dict[str, list[float]] = {name: [] for name in compiled}
-    for turn in range(-2, rounds):
-        for name, network in compiled.items():
-            network([picture])
-            began = time.perf_counter()
-            network([picture])
-            if turn >= 0:
-                times[name].append((time.perf_counter() - began) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def _answers(network: Any, pictures: Sequence[np.ndarray]) -> Answers:

@@ -28,7 +28,9 @@ from van.models.load import Loaded
 from van.models.transformer_detectors import round_up, stack_padded
 from van.ops import use_backend
 
-TOLERANCES: dict[Precision, float] = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 0.5}
+TOLERANCES: dict[Precision, float] = {
+    "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 0.5, "int8+bfloat16": 0.5,
+}  # fmt: skip
 """Of the largest difference, as a share of the largest output. Sums in another order cost float32 some 1e-6 of that;
 float16 has 11 bits and bfloat16 8, and a network of fifty layers rounds some hundred times; int8 is judged by its
 agreement, which the tolerance bounds only loosely."""
