@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from data.made import COLOURS, write_classes
+from explain.small import write_small
 from van import Checkpoint, Predictor, Preprocess
 from van.checkpoint import load_checkpoint
 
@@ -207,3 +208,19 @@ def test_a_device_that_cannot_do_it_is_bad_usage(van, checkpoint, colours, flags
     ran = van("eval", checkpoint, "--data", colours, *flags)
     assert ran.status == 2
     assert flags[0] in ran.err
+
+
+def test_an_exported_file_has_the_figures_of_its_checkpoint(van, noisy, tmp_path):
+    path, options = tmp_path / "colours.onnx", {"dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1)}
+    checkpoint = write_small(tmp_path / "colours.safetensors", size_px=32, labels=tuple(COLOURS), **options)
+    assert van("export", checkpoint, "--out", path, "--pictures", noisy).status == 0
+    right, found = (van("eval", each, "--data", noisy, "--json") for each in (checkpoint, path))
+    assert (found.status, json.loads(found.out)["samples"]) == (0, 9)
+    assert json.loads(found.out)["metrics"] == pytest.approx(json.loads(right.out)["metrics"], abs=1e-5)
+    assert json.loads(found.out)["per_class"] == json.loads(right.out)["per_class"]
+    refused = van("eval", path, "--data", noisy, "--precision", "bf16")
+    assert (refused.status, "colours.onnx has its own; leave it out" in refused.err) == (2, True)
+    for words in (("convert", path, tmp_path / "back.safetensors"), ("explain", path, noisy, "--out", tmp_path / "e")):
+        ran = van(*words)
+        assert ran.status == 1
+        assert "is an exported network, whose weights are not read back: van predict, van eval and van serve" in ran.err

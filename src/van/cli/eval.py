@@ -28,7 +28,7 @@ class EvalSettings:
     """Flags of ``van eval``."""
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    """A checkpoint, a public weights file, or a model name such as van_b2."""
+    """A checkpoint, an exported file, a public weights file, or a model name such as van_b2."""
     data: Path
     """Class folders, or a set with boxes or masks in any layout that can be trained on; its held-out part is taken."""
     batch_size: int | None = None
@@ -64,6 +64,7 @@ def run(arguments: Sequence[str]) -> int:
             "van eval van_b2 --data imagenet --workers 4 --confusion confusion.png --json",
             "van eval runs/scenes-detect/best.safetensors --data scenes --charts charts",
             "van eval runs/streets/best.safetensors --data streets --multi-scale",
+            "van eval digits.onnx --data digits",
             "torchrun --nproc-per-node 2 -m van eval runs/flowers/best.safetensors --data flowers",
         ),
     )
@@ -71,11 +72,16 @@ def run(arguments: Sequence[str]) -> int:
     from van.data.evaluation import evaluation_set, flattered
     from van.engine.distributed import started
     from van.engine.evaluate import evaluate
-    from van.models.load import in_channels_last, load
+    from van.export.session import ExportedNetwork
+    from van.models.load import in_channels_last
     from van.models.tiles import in_view
+    from van.predict import load_network
     from van.tasks.build import make_task
 
-    loaded = load(settings.checkpoint)
+    loaded = load_network(settings.checkpoint, device=settings.device)
+    exported = isinstance(loaded.model, ExportedNetwork)
+    if exported and settings.precision != "fp32":
+        raise UsageError(f"--precision is {settings.precision}, and {settings.checkpoint} has its own; leave it out")
     loaded.want_answers()
     _check_confusion(settings, loaded.task, len(loaded.labels))
     network = in_view(loaded.model, task=loaded.task, tile_px=settings.tile_px, multi_scale=settings.multi_scale)
@@ -88,7 +94,7 @@ def run(arguments: Sequence[str]) -> int:
         own_size=settings.tile_px > 0,
         tell=lambda text: print(text, file=sys.stderr),
     )
-    with started(device=settings.device, precision=settings.precision) as accelerator:
+    with started(device="cpu" if exported else settings.device, precision=settings.precision) as accelerator:
         found = evaluate(
             task,
             in_channels_last(network.eval(), accelerator.device),

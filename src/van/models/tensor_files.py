@@ -34,6 +34,8 @@ _DATE = re.compile(r"(?:19|20)\d{6}")
 _CUT_OFF = re.compile(
     r"central directory|unexpected EOF|ran out of input|unexpected pos|file read failed|storage has wrong", re.I
 )
+_EXPORTED = (".onnx", ".xml", ".pt2")
+"""Ends of the names that ``van export`` gives."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -62,6 +64,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     check_hash(path)
     if start[8:9] == b"{":
         return _read_safetensors(path)
+    if path.name.lower().endswith(_EXPORTED):
+        raise UnknownFormat(
+            f"{path} is an exported network, whose weights are not read back: van predict, van eval and van serve "
+            "answer from it; give the checkpoint that it was made of"
+        )
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
         raise TruncatedFile(f"{path} is cut off (a zip archive without its end); fetch or copy it again")
     if start.startswith(b"PK") or start[:1] == b"\x80":
