@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from results.looks import amount, read
 from van.results.charts import (
@@ -13,7 +12,6 @@ from van.results.charts import (
     GREY,
     ORANGE,
     _smoothed,
-    draw_contact_sheet,
     draw_costs,
     draw_curves,
 )
@@ -77,36 +75,6 @@ def test_smoothing_is_the_mean_of_the_finite_losses_around():
     assert len(_smoothed(np.array([]))) == 0
 
 
-def tile(width: int, height: int, colour: str) -> Image.Image:
-    return Image.new("RGB", (width, height), colour)
-
-
-def test_a_contact_sheet_without_pictures_says_so(tmp_path):
-    draw_contact_sheet([], tmp_path / "a")
-    assert read(tmp_path / "a").shape[:2] == (56, 176)
-
-
-def test_a_contact_sheet_of_one_is_the_picture_with_a_margin(tmp_path):
-    draw_contact_sheet([tile(40, 30, "red")], tmp_path / "a")
-    picture = read(tmp_path / "a")
-    assert picture.shape[:2] == (30 + 16, 40 + 16)
-    assert (picture[8:38, 8:48] == (255, 0, 0)).all()
-
-
-def test_a_contact_sheet_holds_every_picture_in_order(tmp_path):
-    greys = [3 * n for n in range(50)]
-    draw_contact_sheet((tile(20, 10 + n % 3, (grey, 0, 0)) for n, grey in enumerate(greys)), tmp_path / "a", columns=6)
-    picture = read(tmp_path / "a")
-    assert picture.shape[1] == 6 * 28 + 8
-    top, seen = 8, []
-    for row in range(9):
-        seen += [int(picture[top, 8 + 28 * column + 5, 0]) for column in range(min(6, 50 - 6 * row))]
-        top += max(10 + n % 3 for n in range(6 * row, min(6 * row + 6, 50))) + 8
-    assert seen == greys
-    assert picture.shape[0] == top
-    assert (picture[picture.shape[0] - 12, -30:] == 255).all()  # after the last picture the sheet is empty
-
-
 def test_the_costs_of_a_kernel_are_drawn(tmp_path):
     sizes = list(range(3, 42, 2))
     costs = {
@@ -124,7 +92,6 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
     for path in (tmp_path / "one.png", tmp_path / "two.png"):
         path.mkdir()
         draw_curves(RUNS["whole"][0], path / "curves", headline="top1")
-        draw_contact_sheet([tile(9, 9, "red")] * 3, path / "sheet")
         draw_costs([3, 5], {"a": [1, 2], "b": [2, 3], "c": [3, 4]}, path / "costs", marked=3)
-    for name in ("curves", "sheet", "costs"):
+    for name in ("curves", "costs"):
         assert (tmp_path / "one.png" / name).read_bytes() == (tmp_path / "two.png" / name).read_bytes()

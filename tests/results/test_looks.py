@@ -13,9 +13,10 @@ from PIL import Image, ImageDraw
 from results import explained
 from results.looks import LONG_SIDE_PX, PINNED, assert_looks_like, compare, pin
 from van.results import Boxes, Classes, FoundThing, Masks, Region
-from van.results.charts import draw_contact_sheet, draw_costs, draw_curves
+from van.results.charts import draw_costs, draw_curves
 from van.results.drawing import class_colour
 from van.results.quality import draw_confusion, draw_per_class, draw_precision_recall, draw_reliability
+from van.results.sheets import draw_contact_sheet
 
 LABELS = ("ant", "собака", "Ωμέγα", "a rather long name of a class, cut here", "שלום", "fox")
 DRAWN = (*LABELS[:4], "owl", "fox")

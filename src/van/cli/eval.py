@@ -16,6 +16,7 @@ from van.errors import UsageError
 
 if TYPE_CHECKING:
     from van.engine.evaluate import Evaluation
+    from van.models.load import Loaded
     from van.tasks.base import Task
 
 
@@ -69,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
         ),
     )
     _check(settings)
-    from van.data.evaluation import evaluation_set, flattered
+    from van.data.evaluation import evaluation_set
     from van.engine.distributed import started
     from van.engine.evaluate import evaluate
     from van.export.session import ExportedNetwork
@@ -106,11 +107,18 @@ def run(arguments: Sequence[str]) -> int:
         )
         main = accelerator.is_main_process
     if main:
-        notes = flattered(settings.data, loaded.recipe) if loaded.task == "classify" else []
-        for note in (*loaded.notes, *notes):
-            print(note, file=sys.stderr)
+        _tell(settings, loaded)
         _report(settings, task, found)
     return 1 if found.unreadable or not _is_finite(found) else 0
+
+
+def _tell(settings: EvalSettings, loaded: "Loaded") -> None:
+    """What must be known of the network before its figures are believed."""
+    from van.data.evaluation import flattered
+
+    notes = flattered(settings.data, loaded.recipe) if loaded.task == "classify" else []
+    for note in (*loaded.notes, *notes):
+        print(note, file=sys.stderr)
 
 
 def _check(settings: EvalSettings) -> None:

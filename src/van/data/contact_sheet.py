@@ -17,9 +17,9 @@ from van.data.offers import CLASSES, Offer
 from van.errors import DataError, PictureError
 from van.pictures import read_picture
 from van.results.boxes import Boxes, FoundThing
-from van.results.charts import draw_contact_sheet
 from van.results.drawing import font, shortened
 from van.results.masks import NOTHING, Masks, Region
+from van.results.sheets import draw_contact_sheet
 
 _SIDE_PX = 480
 _COLUMNS = 4

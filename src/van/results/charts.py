@@ -1,11 +1,11 @@
-"""Charts of a run: learning curves, predicted pictures, the cost of a kernel; and what all charts have in common.
+"""Charts of a run: learning curves, the cost of a kernel; and what all charts have in common.
 
 Every function writes one PNG, the same bytes for the same input; colours are safe for colour-blind readers.
 Charts of how good a network is are in ``van.results.quality``.
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
 
 from van.results.drawing import one_line
 
@@ -54,23 +53,6 @@ def draw_curves(records: Sequence[Mapping[str, Any]], path: Path, *, headline: s
         if not axis.lines:
             say_nothing(axis, "nothing yet")
     save_figure(figure, path)
-
-
-def draw_contact_sheet(pictures: Iterable[Image.Image], path: Path, *, columns: int = 6, margin_px: int = 8) -> None:
-    """Pictures in rows on a white sheet; without any, the sheet says so."""
-    tiles = list(pictures) or [_note("no pictures")]
-    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    width = max(sum(tile.width + margin_px for tile in row) for row in rows) + margin_px
-    height = sum(max(tile.height for tile in row) + margin_px for row in rows) + margin_px
-    sheet = Image.new("RGB", (width, height), "white")
-    top = margin_px
-    for row in rows:
-        left = margin_px
-        for tile in row:
-            sheet.paste(tile, (left, top))
-            left += tile.width + margin_px
-        top += max(tile.height for tile in row) + margin_px
-    sheet.save(path, format="png")
 
 
 def draw_costs(kernel_sizes: Sequence[int], costs: Mapping[str, Sequence[int]], path: Path, *, marked: int) -> None:
@@ -137,9 +119,3 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     total = np.convolve(np.where(finite, values, 0.0), window)[len(window) // 2 :][: len(values)]
     count = np.convolve(finite.astype(float), window)[len(window) // 2 :][: len(values)]
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0.5)
-
-
-def _note(text: str) -> Image.Image:
-    tile = Image.new("RGB", (160, 40), "white")
-    ImageDraw.Draw(tile).text((80, 20), text, fill=GREY, font=ImageFont.load_default(16), anchor="mm")
-    return tile

@@ -1,9 +1,10 @@
-"""Pictures put together: in a row, or in a table whose rows and columns have names.
+"""Pictures put together: in a row, in rows, or in a table whose columns have names.
 
 Shapes: pictures of any size; sizes are in pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 
@@ -12,6 +13,7 @@ from van.results.drawing import font, shortened
 
 _MARGIN_PX = 8
 _FONT_PX = 16
+_GREY = "#777777"
 
 
 def beside(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -59,3 +61,28 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[Image.Image]]) -> Image
             top += height + _MARGIN_PX
         left += width + _MARGIN_PX
     return sheet
+
+
+def draw_contact_sheet(
+    pictures: Iterable[Image.Image], path: Path, *, columns: int = 6, margin_px: int = _MARGIN_PX
+) -> None:
+    """Pictures in rows on a white sheet; without any, the sheet says so."""
+    tiles = list(pictures) or [_note("no pictures")]
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    width = max(sum(tile.width + margin_px for tile in row) for row in rows) + margin_px
+    height = sum(max(tile.height for tile in row) + margin_px for row in rows) + margin_px
+    sheet = Image.new("RGB", (width, height), "white")
+    top = margin_px
+    for row in rows:
+        left = margin_px
+        for tile in row:
+            sheet.paste(tile, (left, top))
+            left += tile.width + margin_px
+        top += max(tile.height for tile in row) + margin_px
+    sheet.save(path, format="png")
+
+
+def _note(text: str) -> Image.Image:
+    tile = Image.new("RGB", (160, 40), "white")
+    ImageDraw.Draw(tile).text((80, 20), text, fill=_GREY, font=font(_FONT_PX), anchor="mm")
+    return tile

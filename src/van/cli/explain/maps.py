@@ -15,10 +15,9 @@ from van.cli.explain.settings import ExplainSettings
 from van.errors import PictureError, UsageError
 from van.explain.explainer import Explainer, Explanation
 from van.pictures import SUFFIXES, expand_pictures
-from van.results.charts import draw_contact_sheet
 from van.results.drawing import enlarged
 from van.results.heat import HeatMap
-from van.results.sheets import beside, table
+from van.results.sheets import beside, draw_contact_sheet, table
 
 _TILE_PX = 480
 _MOST_TILES, _MOST_ROWS = 48, 24
