@@ -171,7 +171,12 @@ def run(command: str, environment: dict[str, str]) -> None:
     if words[0] == "van" and not (downloads and "--resume" not in words):
         assert main(words[1:]) == 0, command
         return
-    replaced = {"van": [sys.executable, "-m", "van"], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
+    replaced = {
+        "python": [sys.executable],
+        "van": [sys.executable, "-m", "van"],
+        "torchrun": [sys.executable, "-m", "torch.distributed.run"],
+    }
+    words = [str(ROOT / word) if word.startswith("examples/") else word for word in words]
     ended = subprocess.run(
         [*replaced[words[0]], *words[1:]],
         env={**os.environ, **environment},
