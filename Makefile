@@ -11,7 +11,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make check   format, lint, types, floors, tests"
 	@echo "make setup   only install, into .venv"
-	@echo "make lock    remake requirements.lock (needs uv)"
+	@echo "make lock    remake both files of locked packages (needs uv)"
 
 setup: $(READY)
 
@@ -43,6 +43,10 @@ format: $(READY)
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--extra demo --extra dev --extra explain --extra export --extra serve --extra transformers pyproject.toml -o requirements.lock
+	@# for the image: what serves, and what builds the package there; in the versions of the file above
+	echo hatchling | uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --extra explain --extra export --extra serve --constraint requirements.lock \
+		pyproject.toml - -o deploy/requirements.lock
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache .hypothesis runs dist

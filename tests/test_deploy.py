@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,6 +96,41 @@ def test_the_image_is_built_from_named_versions_and_locked_packages(dockerfile):
     assert not re.search(r"https?://(?!127\.0\.0\.1)|--index-url|--extra-index|--trusted-host", str(dockerfile))
 
 
+def pins(path: Path) -> dict[str, str]:
+    """Version and marker of each package of a locked file; every one of them has hashes."""
+    text = path.read_text().replace("\\\n", " ")
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    assert all(re.match(r"[\w.-]+==\S", line[0]) for line in lines), "nothing but pins: no options, no hosts"
+    assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", line[-1]) for line in lines)
+    found = {}
+    for line in lines:
+        name, _, version = line[0].partition("==")
+        marker = " ".join(word for word in line[1:] if not word.startswith("--hash="))
+        found[f"{name}{marker}" if name in found else name] = version
+    return found
+
+
+def wanted_by(*extras: str) -> set[str]:
+    """Names of the packages that the project itself asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
+    return {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in asked}
+
+
+def test_the_image_holds_what_serves_in_the_versions_that_are_tested_and_nothing_else(dockerfile):
+    image, tested = pins(DEPLOY / "requirements.lock"), pins(ROOT / "requirements.lock")
+    assert {name: tested.get(name) for name in image} == image
+    assert wanted_by("serve", "explain", "export") <= image.keys()
+    assert "hatchling" in image  # it builds the package without looking for a builder elsewhere
+    only_for_developers = wanted_by("dev", "demo", "transformers") - wanted_by("serve", "explain", "export")
+    assert only_for_developers & image.keys() <= {"hatchling", "scipy", "scikit-learn"}  # others need the two
+    assert {"pytest", "playwright", "schemathesis", "ruff", "transformers"} <= tested.keys() - image.keys()
+    installed = next(one.rest for one in dockerfile if "--require-hashes" in one.rest)
+    before = [one.rest.split()[0] for one in dockerfile if one.word == "COPY"]
+    assert installed.endswith("-r requirements.lock")
+    assert before[0] == "deploy/requirements.lock"  # the one that is installed
+
+
 def test_everything_that_is_copied_is_there_and_reaches_the_builder(dockerfile):
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     let_through = {line[1:] for line in ignored if line.startswith("!")}
@@ -108,7 +144,7 @@ def test_everything_that_is_copied_is_there_and_reaches_the_builder(dockerfile):
     for secret in (".git", "runs", ".venv", "deploy"):
         assert not any(fnmatch(secret, name) for name in let_through)
     assert "readme" in (ROOT / "pyproject.toml").read_text()  # and it is copied, as the build reads it
-    assert {"README.md", "LICENSE", "pyproject.toml", "src", "requirements.lock"} <= copied
+    assert {"README.md", "LICENSE", "pyproject.toml", "src", "deploy/requirements.lock"} <= copied
 
 
 def test_the_image_runs_as_nobody_in_particular_and_looks_after_itself(dockerfile):

@@ -3,6 +3,7 @@
 import io
 import resource
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from serve.damage import many_scans, runs, tiled
 from van.errors import PictureError
 from van.pictures import MAX_PIXELS, read_picture
 
@@ -167,3 +169,81 @@ def test_a_name_given_by_the_caller_is_used():
     with pytest.raises(PictureError, match="upload 3: is empty") as caught:
         read_picture(b"", name="upload 3")
     assert (caught.value.name, caught.value.reason) == ("upload 3", "is empty")
+
+
+def test_a_tile_much_larger_than_its_picture_is_refused_before_it_is_unpacked():
+    """A tile of 46,000 x 46,000 zeros is 2 MB in the file and 2 GB in memory, whatever the picture's size is."""
+    with pytest.raises(PictureError, match=r"in tiles of 4,260,096 pixels; wanted at most 4,194,304"):
+        read_picture(tiled(1, 1, 2064, 2064))
+    assert read_picture(tiled(1, 1, 512, 512)).size == (1, 1)
+
+
+@pytest.mark.parametrize("kind", [9, 16, 17])
+def test_a_tile_s_side_in_a_type_that_only_libtiff_reads_hides_nothing(kind):
+    """Signed and eight-byte numbers."""
+    bomb = tiled(1, 1, 2064, 2064).replace(struct.pack("<HH", 322, 4), struct.pack("<HH", 322, kind))
+    with pytest.raises(PictureError, match="in tiles of"):
+        read_picture(bomb)
+
+
+def test_a_jpeg_of_very_many_passes_is_refused_and_one_of_eighty_is_read():
+    """A kilobyte asks for a hundred passes; over 50 million pixels each takes a fiftieth of a second."""
+    with pytest.raises(PictureError, match="more than 100 passes over its pixels"):
+        read_picture(many_scans(200, 64))
+    assert read_picture(many_scans(80, 64)).size == (64, 64)
+    assert read_picture(FILES["progressive"] + b"\xff\xda" * 500).size == (23, 19)  # behind the picture's end
+
+
+def test_a_picture_in_letters_of_very_many_comments_is_refused():
+    head, pixels = b"P3 2 2 255\n", b"7 " * 12
+    with pytest.raises(PictureError, match="more than 1,000 comments"):
+        read_picture(head + b"#\n" * 1001 + pixels)
+    assert read_picture(head + b"#\n" * 999 + pixels).getpixel((0, 0)) == (7, 7, 7)
+
+
+def test_run_lengths_of_very_many_pixels_are_refused():
+    """Two bytes may stand for a row of any length, which Pillow fills in Python."""
+    with pytest.raises(PictureError, match=r"is 20000000x1 in run lengths; wanted at most 16,777,216 pixels"):
+        read_picture(runs(20_000_000, 1, b"\x01\x00\x00\x00"))
+    assert read_picture(runs(1000, 1, b"\x01\x00\x00\x00")).size == (1000, 1)
+
+
+def test_nothing_that_lies_in_a_file_reaches_the_console(capfd):
+    """libtiff would tell of the damage itself, and so would Pillow's log."""
+    broken = FILES["lzw"].replace(struct.pack("<HHI", 284, 3, 1), struct.pack("<HHI", 284, 3, 2))
+    many = FILES["tiff"].replace(struct.pack("<HHII", 277, 3, 1, 3), struct.pack("<HHII", 277, 3, 1, 40_000))
+    for file in (FILES["lzw"][:-8], broken, many, FILES["lzw"][:200] + bytes(len(FILES["lzw"]) - 200)):
+        with pytest.raises(PictureError):
+            read_picture(file)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_program_s_own_filter_of_pillow_s_warnings_stays():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        before = list(warnings.filters)
+        read_picture(FILES["png"])
+        assert list(warnings.filters) == before
+
+
+def test_a_path_and_its_contents_are_read_alike(tmp_path):
+    """Strips of no rows: from a path Pillow would map the pixels, and take whatever follows for the picture."""
+    written = io.BytesIO()
+    SCENE.convert("CMYK").save(written, "TIFF")
+    rows = [struct.pack("<HHI", 278, kind, 1) + struct.pack("<I", SCENE.height) for kind in (3, 4)]
+    file = written.getvalue()
+    assert sum(entry in file for entry in rows) == 1
+    for entry in rows:
+        file = file.replace(entry, entry[:8] + bytes(4))
+    (tmp_path / "a.tif").write_bytes(file)
+    for source in (file, tmp_path / "a.tif"):
+        with pytest.raises(PictureError, match="is damaged or cut off"):
+            read_picture(source)
+
+
+def test_a_place_that_no_file_has_is_damage_and_no_fault_of_the_disk(tmp_path):
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"II+\0\x08\0\0\0" + struct.pack("<Q", 2**62) + bytes(30))  # where the first directory lies
+    with pytest.raises(PictureError, match="is damaged or cut off"):
+        read_picture(path)

@@ -17,6 +17,7 @@ from van.checkpoint import load_checkpoint
 from van.errors import CheckpointError, HubError, PictureError, UsageError
 from van.models.load import load
 from van.pictures import expand_pictures
+from van.tasks.base import Frame
 
 LABELS = tuple(COLOURS)
 
@@ -64,6 +65,15 @@ def test_answers_are_those_of_the_network_on_the_preprocessed_picture(checkpoint
         np.testing.assert_allclose(answer.probabilities, wanted.numpy(), rtol=0, atol=1e-5)
         assert answer.labels == LABELS
         assert answer.name == str(path)
+
+
+def test_tensors_that_are_preprocessed_already_are_answered_bit_for_bit_as_their_pictures(predictor, pictures):
+    wanted = predictor(pictures[:3])
+    tensors = [predictor.preprocess(Image.open(path).convert("RGB")) for path in pictures[:3]]
+    frames = [Frame(str(path)) for path in pictures[:3]]
+    assert predictor.of_tensors(tensors, frames) == wanted
+    assert predictor.of_tensors(torch.stack(tensors), frames) == wanted
+    assert predictor.of_tensors(tensors[::-1], frames) != wanted
 
 
 def test_a_batch_answers_as_its_pictures_do_one_by_one_and_in_order(predictor, pictures):

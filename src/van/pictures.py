@@ -1,25 +1,30 @@
 """From a file to an upright RGB picture, whatever is in the file.
 
 EXIF orientation is applied, CMYK, palette, 16-bit and transparent pictures become RGB on white,
-an animation gives its first frame. What cannot be read raises ``PictureError`` with the reason.
-Any number of threads may read at once.
+an animation gives its first frame. What cannot be read raises ``PictureError`` with the reason, and so does what would
+cost far more memory or time than its size tells. Any number of threads may read at once.
 """
 
 import contextlib
+import ctypes
+import errno
+import functools
 import glob
 import io
 import itertools
+import logging
 import os
 import re
+import struct
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import BinaryIO, cast
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from van.errors import PictureError, UsageError
 
@@ -52,6 +57,14 @@ _UPRIGHT = {
 
 _STRIP_PIXELS = 1 << 20
 
+_MOST_SCANS, _MOST_COMMENTS, _MOST_TILE_PIXELS, _MOST_RUN_PIXELS = 100, 1000, 1 << 22, 1 << 24
+"""Each pass of a JPEG goes over all of its pixels, a few bytes ask for one, and some ten are usual. Each comment in a
+picture of letters makes Pillow copy a megabyte. A tile is unpacked whole, though the picture be one pixel of it, and
+most measure 256 x 256. Run lengths are unpacked by Python, a tenth of a microsecond a pixel."""
+
+_JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
+_TILE_SIDES, _TIFF_INTEGERS = (322, 323), (3, 4)
+
 
 def read_picture(source: Path | str | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read one picture as upright RGB.
@@ -66,11 +79,14 @@ def read_picture(source: Path | str | bytes, *, name: str | None = None, max_pix
     """
     shown = name or ("picture" if isinstance(source, bytes) else str(source))
     try:
-        with _QUIET, Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
+        with _QUIET, _stream(source) as stream, Image.open(stream, formats=FORMATS) as file:
             width, height = file.size
             if width * height > max_pixels:
                 raise PictureError(shown, _too_large(f"{width}x{height} is {width * height:,} pixels", max_pixels))
-            file.load()
+            if trap := _trap(file):
+                raise PictureError(shown, trap)
+            with _ONE_AVIF if file.format == "AVIF" else contextlib.nullcontext():
+                file.load()
             return to_rgb(_upright(file))
     except PictureError:
         raise
@@ -149,6 +165,14 @@ def expand_pictures(arguments: Iterable[str]) -> list[Path]:
     return paths
 
 
+@functools.cache
+def quiet_decoders() -> None:
+    """Keep libtiff and Pillow's own log from writing to the console what damaged files make them say."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    with contextlib.suppress(AttributeError, OSError):  # where Pillow's libtiff cannot be reached it goes on talking
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+
+
 class _Quiet:
     """Hides Pillow's warnings while any thread reads: notes on large pictures and odd metadata.
 
@@ -160,24 +184,92 @@ class _Quiet:
         self._filter = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
         self._lock = threading.Lock()
         self._readers = 0
+        self._is_ours = False
 
     def __enter__(self) -> None:
+        quiet_decoders()
         with self._lock:
             self._readers += 1
             if self._filter not in warnings.filters:
                 cast(list[object], warnings.filters).insert(0, self._filter)
+                self._is_ours = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._lock:
             self._readers -= 1
-            if not self._readers:
+            if not self._readers and self._is_ours:  # an equal one may be the program's own
+                self._is_ours = False
                 with contextlib.suppress(ValueError):
                     cast(list[object], warnings.filters).remove(self._filter)
 
 
 _QUIET = _Quiet()
+_ONE_AVIF = threading.Lock()
+"""libavif decodes what is inside, up to 16384 x 16384, whatever size the file gives: some 600 MB, once at a time."""
+
+
+def _stream(source: Path | str | bytes) -> BinaryIO:
+    """The contents; a file that Pillow opened itself it may map, and one that is cut off meanwhile ends the process."""
+    return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
+
+
+def _trap(file: ImageFile.ImageFile) -> str:
+    """Why an opened file would cost far more to decode than its size tells, or nothing."""
+    codec = file.tile[0].codec_name if file.tile else ""
+    if codec == "bmp_rle" and file.width * file.height > _MOST_RUN_PIXELS:
+        return f"is {file.width}x{file.height} in run lengths; wanted at most {_MOST_RUN_PIXELS:,} pixels, or none"
+    if codec == "libtiff" and isinstance(file, TiffImagePlugin.TiffImageFile):
+        most = max(_MOST_TILE_PIXELS, file.width * file.height)
+        if (pixels := _tile_pixels(file)) > most:
+            return f"is stored in tiles of {pixels:,} pixels; wanted at most {most:,}, such as 256x256"
+    if codec == "jpeg" and _scans(_content(file)) > _MOST_SCANS:
+        return f"has more than {_MOST_SCANS} passes over its pixels; wanted a JPEG of the usual ten or fewer"
+    if codec == "ppm_plain" and _content(file).count(b"#") > _MOST_COMMENTS:
+        return f"holds more than {_MOST_COMMENTS:,} comments; wanted a PPM without"
+    return ""
+
+
+def _content(file: ImageFile.ImageFile) -> bytes:
+    stream = file.fp
+    assert stream is not None  # it is open, and not loaded yet
+    place = stream.tell()
+    stream.seek(0)
+    content = stream.read()
+    stream.seek(place)
+    return content
+
+
+def _scans(jpeg: bytes) -> int:
+    """Passes over the pixels of the first picture in a file; the first few of them where there are very many."""
+    if jpeg.count(b"\xff\xda") <= _MOST_SCANS:  # in nearly every file, and told at once
+        return 0
+    count, place = 0, 2
+    while count <= _MOST_SCANS and (found := _JPEG_MARKER.search(jpeg, place)):
+        marker, place = found[1][0], found.end()
+        if marker == 0xD9:  # the end; a second picture or a film may follow
+            break
+        count += marker == 0xDA
+        if marker not in (0x01, 0xD8):
+            place += int.from_bytes(jpeg[place : place + 2])
+    return count
+
+
+def _tile_pixels(file: TiffImagePlugin.TiffImageFile) -> int:
+    """Of one tile; 0 where there are strips. Sides of types that libtiff reads and Pillow does not count as endless."""
+    content = _content(file)
+    order, big = "<" if content.startswith(b"II") else ">", content[2:4] in (b"+\0", b"\0+")
+    start, head, width = (8, "Q", 20) if big else (4, "I", 12)
+    place = struct.unpack_from(order + head, content, start)[0]
+    count = struct.unpack_from(order + ("Q" if big else "H"), content, place)[0]
+    first = place + (8 if big else 2)
+    for entry in range(first, min(first + width * count, len(content) - width + 1), width):
+        tag, kind = struct.unpack_from(order + "HH", content, entry)
+        if tag in _TILE_SIDES and kind not in _TIFF_INTEGERS:
+            return MAX_PIXELS + 1
+    sides = [file.tag_v2.get(tag, 0) for tag in _TILE_SIDES]
+    return sides[0] * sides[1] if all(isinstance(side, int) for side in sides) else MAX_PIXELS + 1
 
 
 def _upright(file: Image.Image) -> Image.Image:
@@ -227,7 +319,9 @@ def _reason(error: Exception, source: Path | str | bytes, max_pixels: int) -> st
         size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
         known = ", ".join(FORMATS)
         return f"is no picture that can be read ({known}), or it is damaged or cut off" if size else "is empty"
-    if isinstance(error, OSError) and error.strerror:
+    if (
+        isinstance(error, OSError) and error.strerror and error.errno != errno.EINVAL
+    ):  # that is a place before the start
         return f"cannot be read ({error.strerror})"
     return f"is damaged or cut off ({error or type(error).__name__})"
 

@@ -1,6 +1,6 @@
 """Pictures in, answers out: the one object that most users need."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -160,7 +160,17 @@ class Predictor:
             Frame(name, (picture.height, picture.width), (tensor.shape[1], tensor.shape[2]))
             for name, picture, tensor in zip(names, pictures, seen, strict=True)
         ]
-        batch = self.task.stack(seen)
+        return self.of_tensors(seen, frames)
+
+    def of_tensors(self, tensors: Sequence[torch.Tensor] | torch.Tensor, frames: Sequence[Frame]) -> list[Answer]:
+        """What is in pictures that are preprocessed already, seen in one batch, in their order.
+
+        Args:
+            tensors: as ``preprocess`` gives them, float32, (3, H, W) each; for a network that classifies, several of
+                one size may come as one (N, 3, H, W).
+            frames: the name of each and, where answers lie in the picture, its sizes.
+        """
+        batch = tensors if isinstance(tensors, torch.Tensor) else self.task.stack(tensors)
         with torch.inference_mode():
             if isinstance(batch, torch.Tensor):
                 outputs = self._network(batch.to(self.device, memory_format=torch.channels_last))

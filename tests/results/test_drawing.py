@@ -159,6 +159,7 @@ def test_letters_and_lines_grow_with_the_picture_but_less():
     assert (small.font_px, middle.font_px) == (12, 14)
     assert 4 * middle.font_px < large.font_px < 7 * middle.font_px
     assert 2 <= small.line_px <= middle.line_px < large.line_px
+    assert style_for(3, 3_000_000) == style_for(3_000_000, 3) == style_for(1, 1)
 
 
 @pytest.mark.parametrize(

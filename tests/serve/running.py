@@ -30,7 +30,11 @@ class Running:
         self.told: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.url = str(self.wait_for("loading")["url"])
+        try:
+            self.url = str(self.wait_for("loading")["url"])
+        except BaseException:
+            self.kill()
+            raise
         self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
 
     @property
@@ -66,6 +70,25 @@ class Running:
         self._reader.join(10)
         return status
 
+    def kill(self) -> None:
+        """End it at once, and what it has started; it can tidy nothing up."""
+        started = _children(self.process.pid)
+        self.process.kill()
+        for child in started:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of a process that has ended: its pipes, and the connections to it."""
+        self.process.wait(20)
+        self._reader.join(10)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+        if hasattr(self, "client"):
+            self.client.close()
+
     def _read(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
@@ -100,7 +123,4 @@ def running(*arguments: object, **environment: str) -> Iterator[Running]:
                 server.process.wait(20)
             except subprocess.TimeoutExpired:
                 server.process.kill()
-                server.process.wait()
-        for stream in (server.process.stdout, server.process.stderr):
-            if stream is not None:
-                stream.close()
+        server.close()

@@ -88,6 +88,16 @@ def test_a_body_too_large_is_refused_by_its_announced_length_and_read_no_further
     assert b" 413 " in found.partition(b"\r\n")[0]
 
 
+def test_strips_are_answered_and_not_drawn_on(service):
+    strip = png((1 << 14) + 1, 1)
+    assert predict(service, strip).status_code == 200
+    for path, more in (("/predict", {}), ("/explain", {}), ("/explain", {"data": {"kind": "lka"}})):
+        files = [("f", ("strip.png", strip))]
+        refused = service.client.post(path, files=files, headers={"Accept": "image/png"}, **more)
+        assert refused.status_code == 413, refused.text
+        assert "strip.png is 16385x1, too long to be drawn on" in refused.json()["error"]["message"]
+
+
 def test_a_body_that_grows_without_announcement_is_cut_off(service):
     def pieces() -> Iterator[bytes]:
         for _ in range(40):
@@ -174,10 +184,16 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing_that_it_has_accepted(ser
 
 
 def test_memory_for_pictures_is_bounded_over_all_requests(service):
+    """Each takes 21 of 24 MB while it is read, and 3 until it is answered where the network sees the whole of it."""
     large = bomb(1000, 1000)
-    refused = predict(service, *[large] * 12)  # 48 MB where 24 are allowed
-    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "memory_full")
-    assert predict(service, *[large] * 5).status_code == 200
+    with ThreadPoolExecutor(1) as pool:
+        with stopped_workers(service):
+            accepted = pool.submit(predict, service, large, large, params={"model": "things"})
+            assert service.wait_until(lambda: service.metric("van_memory_bytes") == pytest.approx(6e6, rel=0.02), 10)
+            refused = predict(service, large)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "memory_full")
+        assert accepted.result(60).status_code == 200
+    assert predict(service, *[large] * 12).status_code == 200
 
 
 def test_a_client_that_leaves_takes_its_waiting_request_with_it(service):

@@ -75,6 +75,17 @@ class Load:
         self._pool.shutdown()
 
 
+def test_the_log_names_the_workers(service):
+    assert service.wait_for("serving")["workers"] == service.workers != []
+
+
+def test_the_front_crops_pictures_without_the_packages_that_networks_need(service):
+    """The worker is the control."""
+    assert predict(service, png()).status_code == 200
+    loaded = [Path(f"/proc/{pid}/maps").read_text() for pid in (service.process.pid, service.workers[0])]
+    assert ["libtorch" in maps for maps in loaded] == [False, True]
+
+
 def test_a_key_is_wanted_for_everything_but_health_and_the_page(service):
     with httpx.Client(base_url=service.url, trust_env=False) as stranger:
         for method, path in (
@@ -156,6 +167,31 @@ def test_a_new_file_is_taken_up_under_load_and_a_broken_one_is_not(service, mode
     np.testing.assert_allclose(probabilities(load.answers[-1][1]), by_new[load.answers[-1][0]], atol=2e-5)
     assert service.client.get("/models").json()["models"][0]["version"] != version
     assert sum(line["event"] == "a new model file is refused" for line in service.lines) == 1  # told once, not for ever
+
+
+def test_a_picture_cropped_for_a_network_that_was_replaced_is_answered_by_the_new_one(service, model, tmp_path):
+    """It waits, cut to 64 pixels, while the only worker is stopped; the network that comes reads 48."""
+    fresh_file = write_small(tmp_path / "fresh.safetensors", size_px=48, seed=2)
+    [worker] = service.workers
+    before = len(service.lines)
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            held = pool.submit(predict, service, png(seed=1))
+            assert service.wait_until(lambda: service.metric("van_accepted_pictures") == 1, 10)
+            assert service.wait_until(lambda: service.metric("van_queue_depth") == 0, 10)  # the worker has it
+            waiting = pool.submit(predict, service, png(seed=2))
+            assert service.wait_until(lambda: service.metric("van_queue_depth") == 1, 10)
+            replace(model, fresh_file)
+            found = probabilities(waiting.result(60))
+            os.kill(worker, signal.SIGCONT)
+            assert held.result(60).status_code == 200
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    service.wait_for("a new model file is served", after=before, timeout_s=60)
+    fresh = van.Predictor.load(fresh_file, device="cpu")
+    np.testing.assert_allclose(found, fresh(png(seed=2)).probabilities, atol=2e-5)
+    assert {line["status"] for line in service.lines[before:] if line.get("path") == "/predict"} == {200}
 
 
 def test_a_stopping_service_answers_what_it_has_accepted_and_nothing_else(service):

@@ -10,8 +10,21 @@ import tyro
 
 from van.cli.arguments import parse
 from van.errors import MissingExtra, UsageError
+from van.serve.settings import Limits, Settings, check_key, read_key
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
+_MB, _MEGAPIXEL = 1 << 20, 1_000_000
+_LEAST = {
+    "max_queue": 1,
+    "max_body_mb": 0.001,
+    "max_megapixels": 0.001,
+    "max_pictures": 1,
+    "max_requests": 1,
+    "max_connections": 1,
+    "max_memory_mb": 0.001,
+    **dict.fromkeys(("threads", "max_batch", "max_wait_ms", "grace_s", "watch_s"), 0),
+}
+_TIMES = ("head_s", "body_s", "timeout_s")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,48 +35,61 @@ class ServeSettings:
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...", help_behavior_hint="(required)")
     ]
     """Checkpoints or other model files, each perhaps as NAME=FILE; the first answers requests that name none."""
-    host: str = "127.0.0.1"
+    host: str = Settings.host
     """Address to listen at; any but this machine's own needs a key."""
-    port: int = 8000
+    port: int = Settings.port
     """Port to listen at; 0 takes a free one."""
-    workers: int = 1
+    workers: int = Settings.workers
     """Processes that hold the networks; each holds all of them."""
-    threads: int = 0
+    threads: int = Settings.threads
     """Threads of each worker; the cores shared out among them if 0."""
-    device: str | None = None
+    device: str | None = Settings.device
     """cpu, cuda or mps; the GPU where there is one."""
-    max_batch: int = 0
+    max_batch: int = Settings.max_batch
     """Pictures that a network sees at once; 16 for classes, 1 for whole pictures if 0."""
-    max_wait_ms: float = 5.0
+    max_wait_ms: float = 1000 * Settings.max_wait_s
     """How long the first picture of a batch waits for others."""
-    max_queue: int = 128
+    max_queue: int = Limits.queue
     """Pictures for one model accepted and not yet answered; what is more is refused with 429."""
-    max_body_mb: float = 32.0
+    max_body_mb: float = Limits.body_bytes / _MB
     """Largest body of a request."""
-    max_megapixels: float = 50.0
+    max_megapixels: float = Limits.pixels / _MEGAPIXEL
     """Largest picture."""
-    max_pictures: int = 32
+    max_pictures: int = Limits.pictures
     """Most pictures in a request."""
-    max_requests: int = 128
+    max_requests: int = Limits.requests
     """Most requests in work."""
-    max_connections: int = 512
+    max_connections: int = Limits.connections
     """Most connections."""
-    max_memory_mb: float = 1024.0
-    """For bodies and decoded pictures of all requests together."""
-    head_s: float = 10.0
+    max_memory_mb: float = Limits.memory_bytes / _MB
+    """For bodies and pictures of all requests together; reading a picture takes 13 to 35 bytes a pixel."""
+    head_s: float = Limits.head_s
     """Until a connection has sent the head of a request."""
-    body_s: float = 30.0
+    body_s: float = Limits.body_s
     """Until it has sent the body; a pause in it may take a third of that."""
-    timeout_s: float = 60.0
+    timeout_s: float = Limits.timeout_s
     """Until a request is answered."""
-    grace_s: float = 30.0
+    grace_s: float = Settings.grace_s
     """How long a stopping service finishes what it has accepted."""
-    watch_s: float = 1.0
+    watch_s: float = Settings.watch_s
     """How often model files are looked at for a new one; 0 never."""
     api_key_file: Path | None = None
     """A file with the key that clients must show; else it is taken from the environment, VAN_API_KEY."""
-    allow_origin: tuple[str, ...] = ()
+    allow_origin: tuple[str, ...] = Settings.allow_origins
     """Sites whose pages may use the service from a browser, such as https://example.org."""
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            self._want(name, f"at least {least:g}", fits=getattr(self, name) >= least)
+        for name in _TIMES:
+            self._want(name, "more than 0", fits=getattr(self, name) > 0)
+
+    def _want(self, name: str, wanted: str, *, fits: bool) -> None:
+        value = getattr(self, name)
+        if value == float("inf"):
+            fits, wanted = False, f"{wanted}, and finite"
+        if not fits:
+            raise UsageError(f"--{name.replace('_', '-')} is {value:g}; wanted {wanted}")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -86,7 +112,6 @@ def run(arguments: Sequence[str]) -> int:
     _want_packages()
     from van.serve.files import sources_of
     from van.serve.run import serve
-    from van.serve.settings import Limits, Settings, check_key, read_key
 
     key = check_key(os.environ["VAN_API_KEY"], "VAN_API_KEY") if os.environ.get("VAN_API_KEY") else ""
     if flags.api_key_file is not None:
@@ -96,8 +121,8 @@ def run(arguments: Sequence[str]) -> int:
             f"--host {flags.host} can be reached by others; give --api-key-file or VAN_API_KEY, or listen at 127.0.0.1"
         )
     limits = Limits(
-        body_bytes=int(flags.max_body_mb * (1 << 20)),
-        pixels=int(flags.max_megapixels * 1e6),
+        body_bytes=int(flags.max_body_mb * _MB),
+        pixels=round(flags.max_megapixels * _MEGAPIXEL),
         pictures=flags.max_pictures,
         head_s=flags.head_s,
         body_s=flags.body_s,
@@ -106,7 +131,7 @@ def run(arguments: Sequence[str]) -> int:
         connections=flags.max_connections,
         requests=flags.max_requests,
         queue=flags.max_queue,
-        memory_bytes=int(flags.max_memory_mb * (1 << 20)),
+        memory_bytes=int(flags.max_memory_mb * _MB),
     )
     settings = Settings(
         host=flags.host,

@@ -122,8 +122,12 @@ def magnified(values: np.ndarray, scale: int) -> np.ndarray:
 
 
 def style_for(width: int, height: int) -> Style:
-    """Letters of 14 pixels on a picture of 512x512, and less than in proportion larger on larger ones."""
-    font_px = max(12, round(0.07 * (width * height) ** 0.425))
+    """Letters of 14 pixels on a picture of 512x512, and less than in proportion larger on larger ones.
+
+    A strip counts as if it were eight times as long as wide, or its letters would be wider than it is.
+    """
+    shorter, longer = sorted((width, height))
+    font_px = max(12, round(0.07 * (shorter * min(longer, 8 * shorter)) ** 0.425))
     return Style(font_px, max(2, font_px // 4))
 
 

@@ -45,11 +45,11 @@ from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 
 import van
+from van.serve.docs_page import docs_page
 from van.serve.guard import Guard
 from van.serve.protocol import protocol_routes
 from van.serve.refusals import Refused
 from van.serve.routes import own_routes, page_routes, said
-from van.serve.routes_page import routes_page
 from van.serve.service import Service
 
 
@@ -68,7 +68,7 @@ def make_app(service: Service) -> Guard:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return HTMLResponse(routes_page(app.openapi()))
+        return HTMLResponse(docs_page(app.openapi()))
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:

@@ -150,6 +150,6 @@ class Batcher:
 
 
 def _group(question: Question) -> tuple[object, ...]:
-    """What questions of one batch have in common; tensors of one batch are of one size."""
-    size = (question.width, question.height) if question.kind == "tensor" else ()
+    """What questions of one batch have in common; tensors and crops of one batch are of one size."""
+    size = (question.width, question.height) if question.kind in ("crop", "tensor") else ()
     return (question.model, question.kind, *size)

@@ -22,13 +22,17 @@ class Budget:
         self._what = what
         self._on_change = on_change
 
+    def has(self, units: int) -> bool:
+        """Whether so many are left."""
+        return self._taken + units <= self._units
+
     def take(self, units: int) -> None:
         """Take some.
 
         Raises:
             Refused: so many are not left.
         """
-        if self._taken + units > self._units:
+        if not self.has(units):
             told = f"{self._what}: {self._taken:,} of {self._units:,} are taken and {units:,} more are needed"
             raise Refused(429, self._code, f"{told}; come again later", retry_after_s=1)
         self._taken += units

@@ -2,6 +2,10 @@
 
 A connection that does not send the head of a request in time, or does not take its answer, is closed; so is one above
 the number that may be open.
+
+A client that closes its sending side after a whole request is taken for one that has left, and gets no answer: a
+connection that is closed altogether looks the same from here until something is sent into it, and what is asked by
+visitors who have left is not to be computed.
 """
 
 import asyncio

@@ -30,6 +30,10 @@ LEAST_SCORE, USUAL_SCORE = 0.05, 0.3
 """Things below the first are not looked for; those below the second are left out unless a client asks."""
 
 
+class _StaleCrop(Exception):
+    """A picture was cropped by a rule that is not this network's."""
+
+
 class Holding:
     """One network, ready to answer.
 
@@ -52,6 +56,7 @@ class Holding:
         self.card = _card(name, loaded, LEAST_SCORE if finds else None)
         self._ask: dict[str, Callable[[Sequence[Question], Sequence[bytes]], list[Any]]] = {
             "predict": self._predict,
+            "crop": self._of_crops,
             "tensor": self._of_tensors,
             "explain": self._explain,
             "lka": self._lka,
@@ -93,15 +98,22 @@ class Holding:
             for answer, picture, question in zip(answers, pictures, questions, strict=True)
         ]
 
+    def _of_crops(self, questions: Sequence[Question], payloads: Sequence[bytes]) -> list[Any]:
+        rule = self.predictor.preprocess
+        plain = rule.to_dict()
+        if not isinstance(rule, Preprocess) or any(question.rule != plain for question in questions):
+            raise _StaleCrop
+        pixels = torch.frombuffer(bytearray(b"".join(payloads)), dtype=torch.uint8)
+        pictures = pixels.view(len(questions), rule.size_px, rule.size_px, 3).permute(0, 3, 1, 2)
+        frames = [Frame(question.name) for question in questions]
+        answers = self.predictor.of_tensors(rule.normalise(pictures.float().div(255)), frames)
+        return [_plain(answer, question) for answer, question in zip(answers, questions, strict=True)]
+
     def _of_tensors(self, questions: Sequence[Question], payloads: Sequence[bytes]) -> list[Any]:
         tensors = [_tensor(*pair) for pair in zip(questions, payloads, strict=True)]
         sizes = [(question.height, question.width) for question in questions]
         frames = [Frame(question.name, size, size) for question, size in zip(questions, sizes, strict=True)]
-        batch = self.predictor.task.stack(tensors)
-        device = self.predictor.device
-        with torch.inference_mode():
-            moved = batch.to(device) if isinstance(batch, Tensor) else [tensor.to(device) for tensor in batch]
-            answers = self.predictor.task.decode(self.predictor.model(moved), frames)
+        answers = self.predictor.of_tensors(tensors, frames)
         return [_plain(answer, question) for answer, question in zip(answers, questions, strict=True)]
 
     def _explain(self, questions: Sequence[Question], payloads: Sequence[bytes]) -> list[Any]:
@@ -199,6 +211,8 @@ def _png(sheet: Image.Image) -> bytes:
 
 
 def _refusal(question: Question, error: Exception) -> Reply:
+    if isinstance(error, _StaleCrop):
+        return Reply(error=f"{question.name}: the model was replaced meanwhile", fault="stale")
     if isinstance(error, UsageError):
         return Reply(error=str(error), fault="asked")
     if isinstance(error, PictureError):

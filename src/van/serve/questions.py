@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Kind = Literal["predict", "tensor", "explain", "lka"]
+Kind = Literal["predict", "crop", "tensor", "explain", "lka"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,12 +16,14 @@ class Question:
     """One picture and what is asked about it.
 
     Args:
-        kind: predict: what is in it; tensor: the same of a picture as the network reads it; explain: maps behind the
-            answer; lka: a sheet of the attention that large kernel attention computes.
+        kind: predict: what is in it; crop: the same of the square that a network sees of it; tensor: the same of a
+            picture as the network reads it; explain: maps behind the answer; lka: a sheet of the attention that large
+            kernel attention computes.
         model: the served name.
         name: of the picture, for messages and answers.
         width, height: of the picture or tensor in pixels.
         options: such as ``top``, by kind.
+        rule: of a crop, what ``van.preprocess.Preprocess.to_dict`` gives of the rule that made it.
     """
 
     kind: Kind
@@ -30,6 +32,7 @@ class Question:
     width: int
     height: int
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rule: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,14 +42,15 @@ class Reply:
     Args:
         answer: None where there is an error.
         error: the message.
-        fault: asked: the question is wrong; picture: the picture is; ours: the network or the service failed.
+        fault: asked: the question is wrong; picture: the picture is; ours: the network or the service failed; stale:
+            this network crops pictures by another rule, so the whole picture is to be asked about.
         seconds: that the worker took for the batch.
         batch: pictures in it.
     """
 
     answer: Any = None
     error: str = ""
-    fault: Literal["", "asked", "picture", "ours"] = ""
+    fault: Literal["", "asked", "picture", "ours", "stale"] = ""
     seconds: float = 0.0
     batch: int = 1
 

@@ -21,6 +21,9 @@ _ADDRESS = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*://|file:|//)", re.IGNORECASE)
 _DATA = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 _MOST_FIELDS, _MOST_FIELD_BYTES = 64, 4096
 _MOST_LETTERS = 200
+_MOST_OBJECTS, _MOST_LISTS, _MOST_COMMAS = 1 << 16, 1 << 17, 1 << 14
+"""In JSON: what takes three letters takes twenty times their memory when it is read. A tensor may be lists of lists of
+numbers; beside pictures there is little."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,7 @@ def from_json(body: bytes, limits: Limits) -> tuple[list[tuple[str, bytes]], dic
     Raises:
         Refused: see ``read_asked``.
     """
+    _want_little(body, b",", max(_MOST_COMMAS, 8 * limits.pictures))
     options = parse_json(body)
     given = options.pop("pictures", None)
     if not isinstance(given, list):
@@ -77,8 +81,10 @@ def parse_json(body: bytes) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        Refused: it is none.
+        Refused: it is none, or holds very many objects or lists.
     """
+    _want_little(body, b"{", _MOST_OBJECTS)
+    _want_little(body, b"[", _MOST_LISTS)
     try:
         parsed = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -152,6 +158,12 @@ def _of_json(given: object, place: int) -> tuple[str, bytes]:
             )
         name, given = _short(str(given.get("name") or name)), given["data"]
     return name, of_base64(given, name)
+
+
+def _want_little(body: bytes, sign: bytes, most: int) -> None:
+    if (count := body.count(sign)) > most:
+        told = f"the JSON has {count:,} of the sign {sign.decode()!r}; wanted at most {most:,}"
+        raise Refused(413, "too_much_json", told)
 
 
 def _want_few(count: int, limits: Limits) -> None:

@@ -1,32 +1,30 @@
 """The service behind the routes: which models there are, and the way of a picture from bytes to an answer."""
 
 import asyncio
-import contextlib
 import logging
 import os
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from van.errors import PictureError, VanError
-from van.pictures import MAX_PIXELS, read_picture
 from van.serve import files
 from van.serve.batcher import Answered, Batcher
 from van.serve.budget import Budget
-from van.serve.headers import size_of
+from van.serve.decoding import Decoder
+from van.serve.folder import OwnFolder, remove_left_behind
 from van.serve.measures import Measures
 from van.serve.pool import Pool
 from van.serve.questions import Kind, ModelCard, Question
 from van.serve.refusals import Refused
 from van.serve.settings import Settings
 
+if TYPE_CHECKING:
+    from van.preprocess import Preprocess
+
 _log = logging.getLogger("van.serve")
-_BYTES_OF_A_PIXEL = 4
-"""Held while a picture is decoded: its three colours, and what a fourth channel takes."""
-_T = TypeVar("_T")
+_MOST_DRAWN_PX = 1 << 14
+"""Of a picture's longer side, where the answer is a picture, too."""
 
 
 class Outcome(NamedTuple):
@@ -45,6 +43,11 @@ class Outcome(NamedTuple):
         times = {"queue_ms": self.answered.queue_s, "network_ms": reply.seconds}
         return {**{name: round(1000 * seconds, 2) for name, seconds in times.items()}, "batch": reply.batch}
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether the worker sees pictures by another rule than the one that this picture was cropped by."""
+        return self.answered is not None and self.answered.reply.fault == "stale"
+
 
 class Service:
     """Models, their workers, and the bounds of both.
@@ -62,7 +65,9 @@ class Service:
         self._copies: dict[str, files.Copy] = {}
         self._refused_prints: dict[str, tuple[files.Print, ...]] = {}
         self._told: dict[str, str] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="van-serve-")
+        for left in remove_left_behind():
+            _log.warning("copies that a killed service left were deleted", extra={"folder": str(left)})
+        self._folder = OwnFolder()
         limits = settings.limits
         self.memory = Budget(
             limits.memory_bytes, code="memory_full", what="the memory for pictures", on_change=self.measures.memory.set
@@ -89,7 +94,8 @@ class Service:
             device=settings.device,
             patience_s=2 * limits.timeout_s,
         )
-        self._decoders = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="van-decode")
+        self._decoder = Decoder(len(os.sched_getaffinity(0)), limits=limits, memory=self.memory)
+        self._rules: dict[str, Preprocess] = {}
         self._loading = asyncio.Lock()
 
     @property
@@ -127,7 +133,7 @@ class Service:
             VanError: a model cannot be loaded.
         """
         for name, source in self._sources.items():
-            self._copies[name] = await asyncio.to_thread(files.copy, source, Path(self._folder.name))
+            self._copies[name] = await asyncio.to_thread(files.copy, source, self._folder.path)
         await self._load(self._copies)
         self.state = "ready"
 
@@ -135,8 +141,8 @@ class Service:
         """End the workers and delete what was copied."""
         self.state = "stopping"
         await self.pool.stop()
-        self._decoders.shutdown(wait=True, cancel_futures=True)
-        self._folder.cleanup()
+        self._decoder.stop()
+        self._folder.remove()
 
     async def give_up(self) -> None:
         """End the workers and refuse everything that waits: the time to finish is over."""
@@ -169,7 +175,7 @@ class Service:
         async with self._loading:
             fresh: files.Copy | None = None
             try:
-                fresh = await asyncio.to_thread(files.copy, source, Path(self._folder.name))
+                fresh = await asyncio.to_thread(files.copy, source, self._folder.path)
                 await self._load({**self._copies, name: fresh})
             except VanError as error:
                 self._refused_prints[name] = () if fresh is None else fresh.prints
@@ -220,25 +226,39 @@ class Service:
     async def _outcome(
         self, kind: Kind, card: ModelCard, name: str, data: bytes, options: Mapping[str, Any]
     ) -> Outcome:
+        rule = self._rules.get(card.name) if kind == "predict" and not options.get("png") else None
+        outcome = await self._looked_at(kind, card, name, data, options, rule)
+        if outcome.is_stale:  # another file has taken the model's name, and sees pictures by another rule
+            outcome = await self._looked_at(kind, card, name, data, options, None)
+        return outcome
+
+    async def _looked_at(
+        self,
+        kind: Kind,
+        card: ModelCard,
+        name: str,
+        data: bytes,
+        options: Mapping[str, Any],
+        rule: "Preprocess | None",
+    ) -> Outcome:
+        """Ask about a picture: with a ``rule`` about what it leaves of it, else about the whole."""
         start = time.perf_counter()
         try:
-            with contextlib.ExitStack() as held:
-                width, height = await self._in_decoder(lambda: size_of(data, name))
-                self._want_pixels(name, width, height)
-                held.enter_context(self.memory.taken(_BYTES_OF_A_PIXEL * width * height))
-                decoding = asyncio.ensure_future(self._in_decoder(lambda: _decoded(data, name)))
-                try:
-                    size, pixels = await asyncio.shield(decoding)
-                except asyncio.CancelledError:  # the thread goes on, and what it holds counts until it is done
-                    later = held.pop_all()
-                    decoding.add_done_callback(lambda done: (done.cancelled() or done.exception(), later.close()))
-                    raise
+            async with self._decoder.pixels(data, name, rule) as pixels:
                 seconds = time.perf_counter() - start
                 self.measures.stage.labels("decode").observe(seconds)
+                if kind == "lka" or options.get("png"):
+                    _want_drawable(name, pixels.width, pixels.height)
                 question = Question(
-                    kind=kind, model=card.name, name=name, width=size[0], height=size[1], options=options
+                    kind=kind if rule is None else "crop",
+                    model=card.name,
+                    name=name,
+                    width=pixels.width,
+                    height=pixels.height,
+                    options=options,
+                    rule=rule.to_dict() if rule is not None else {},
                 )
-                return await self._answered(question, pixels, seconds)
+                return await self._answered(question, pixels.content, seconds)
         except PictureError as error:
             return Outcome(None, Refused(422, "unreadable", str(error)), time.perf_counter() - start)
         except Refused as refused:
@@ -256,15 +276,6 @@ class Service:
         status, code = kinds.get(reply.fault, (500, "network_failed"))
         return Outcome(None, Refused(status, code, reply.error), decode_s, answered)
 
-    def _want_pixels(self, name: str, width: int, height: int) -> None:
-        most = min(self.settings.limits.pixels, MAX_PIXELS)
-        if width * height > most:
-            told = f"{name} is {width}x{height}, {width * height:,} pixels; wanted at most {most:,}, so make it smaller"
-            raise Refused(413, "too_many_pixels", told)
-
-    async def _in_decoder(self, call: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, call)
-
     def _max_batch(self, question: Question) -> int:
         if question.kind in ("explain", "lka"):
             return 1
@@ -274,11 +285,14 @@ class Service:
     async def _load(self, copies: Mapping[str, files.Copy]) -> None:
         versions = {name: copied.version for name, copied in copies.items()}
         await self.pool.load({name: copied.place for name, copied in copies.items()}, versions)
+        self._rules = await asyncio.to_thread(_rules_of, list(self.cards.values()))
 
 
-def _decoded(data: bytes, name: str) -> tuple[tuple[int, int], bytes]:
-    picture = read_picture(data, name=name)
-    return picture.size, picture.tobytes()
+def _rules_of(cards: Sequence[ModelCard]) -> "dict[str, Preprocess]":
+    """How those that classify see pictures, by name."""
+    from van.preprocess import Preprocess  # not before a model is there: what it builds on takes a while
+
+    return {card.name: Preprocess.from_dict(card.preprocess) for card in cards if card.task == "classify"}
 
 
 async def _all(calls: Sequence[Any]) -> list[Any]:
@@ -286,3 +300,15 @@ async def _all(calls: Sequence[Any]) -> list[Any]:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(call) for call in calls]
     return [task.result() for task in tasks]
+
+
+def _want_drawable(name: str, width: int, height: int) -> None:
+    """Refuse to draw over a strip, whose drawing would take a worker half a minute.
+
+    Raises:
+        Refused: one side is far too long.
+    """
+    longer = max(width, height)
+    if longer > _MOST_DRAWN_PX:
+        told = f"{name} is {width}x{height}, too long to be drawn on; wanted sides of at most {_MOST_DRAWN_PX:,} pixels"
+        raise Refused(413, "too_long", told)

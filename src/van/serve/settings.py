@@ -23,7 +23,8 @@ class Limits:
         connections: open at once.
         requests: in work at once.
         queue: pictures for one model that are accepted and not yet answered.
-        memory_bytes: for bodies and decoded pictures of all requests together.
+        memory_bytes: for bodies and pictures of all requests together, while they are read and while they wait; what
+            the workers hold is not in it.
 
     Raises:
         UsageError: one of them is not positive.

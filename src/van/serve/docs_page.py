@@ -1,10 +1,10 @@
-"""A page of the routes, made from the OpenAPI document; it loads nothing from anywhere."""
+"""The page under ``/docs``: every route, made from the OpenAPI document; it loads nothing from anywhere."""
 
 from html import escape
 from typing import Any
 
 
-def routes_page(document: dict[str, Any]) -> str:
+def docs_page(document: dict[str, Any]) -> str:
     """HTML without scripts or styles of its own: what each route is for, its options, and what it refuses."""
     parts = []
     for path, methods in document["paths"].items():
