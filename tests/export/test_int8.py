@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from explain.small import small
+from export.made import with_head
 from van.errors import CheckpointError, UsageError
 from van.export import int8
 from van.export.formats import FORMATS, open_session
@@ -160,6 +161,25 @@ def test_a_written_file_answers_nearly_as_the_network(tmp_path):
     assert 1e-4 < found.relative < 0.3
     assert not verify(session, small(size_px=64, seed=1, **TINY), PICTURES[:6]).within(0.3)
     assert session(torch.randn(3, 3, 64, 64)).shape == (3, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float32_is_slow")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_maps_in_8_bits_are_nearly_those_of_the_network(dynamic, tmp_path):
+    loaded, path = with_head("semantic_fpn"), tmp_path / "maps.xml"
+    options = ExportOptions(dynamic=True) if dynamic else ExportOptions(seen=(64, 64))
+    asked = {"options": options, "format_": OPENVINO, "only": (EVERYTHING,), "say": lambda _: None}
+    int8.write(loaded, path, pictures=PICTURES, max_loss=0.05, **asked)
+    session = open_session(path)
+    found = verify(session, loaded, [*PICTURES[:6], *(made_pictures(3) if dynamic else ())])
+    assert found.agreement > 0.95
+    assert 1e-3 < found.relative < 0.3
+    assert session.header.precision == "int8"
+    assert "of the answers are not float32's on 20 held-out pictures" in session.header.notes[-1]
+    if not dynamic:
+        with pytest.raises(UsageError, match=r"0 of 12 pictures are seen as 64 x 64; .* or a file with --dynamic"):
+            int8.write(loaded, path, pictures=made_pictures(12, (80, 64)), **asked)
 
 
 def test_nothing_is_written_where_no_choice_is_good_enough(tmp_path):

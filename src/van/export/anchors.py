@@ -13,8 +13,8 @@ from torchvision.models.detection.image_list import ImageList
 
 from van.export.header import Header
 from van.models.build import create
+from van.models.canvas import Size, round_up
 from van.models.detectors import Detector
-from van.models.transformer_detectors import Size, round_up
 
 OUTPUTS = {"retinanet": ("cls_logits", "bbox_regression"), "fcos": ("cls_logits", "bbox_regression", "bbox_ctrness")}
 """What the heads of each give."""

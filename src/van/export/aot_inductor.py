@@ -9,6 +9,7 @@ Shapes: see ``van.export.writing``.
 import dataclasses
 import platform
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,10 @@ def open_session(path: Path, *, threads: int | None = None, device: str = "cpu")
     if threads is not None:
         torch.set_num_threads(threads)
 
-    def run(pictures: Tensor) -> list[Tensor]:
+    def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        pictures, *others = inputs.values()
         with torch.inference_mode():
-            found = network(pictures.contiguous(memory_format=torch.channels_last))
+            found = network(pictures.contiguous(memory_format=torch.channels_last), *others)
         return [found] if isinstance(found, Tensor) else list(found)
 
     return ExportedNetwork(header, run)

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from van.export import anchors, queries
+from van.export import anchors, panoptic, queries, two_stage
 from van.export.header import Header
-from van.models.transformer_detectors import Size
+from van.models.canvas import Size
 
 
 class Decoder(Protocol):
@@ -38,6 +38,8 @@ class Head:
         decoder: made of a file's header.
         left: what the session does in Python, in words for the user.
         fixed: why the sizes cannot be free; empty if they can.
+        sized: whether the exported part is told the pictures' own sizes (N, 2), too.
+        one_by_one: whether the number of pictures is fixed where their sizes are free.
     """
 
     cut: Callable[[nn.Module], nn.Module]
@@ -45,10 +47,15 @@ class Head:
     decoder: Callable[[Header], Decoder]
     left: str
     fixed: str = ""
+    sized: bool = False
+    one_by_one: bool = False
 
 
 _OF_ANCHORS = "the file gives scores and boxes of all anchors; the session picks the best of them in Python"
 _OF_QUERIES = "the file gives scores and boxes of all queries; the session picks the best of them in Python"
+_OF_MASKS = "the file gives classes and masks of all queries; the session cuts the masks to the picture in Python"
+_OF_PLACES = "the file gives the best things of any score; the session leaves out low scores in Python"
+_OF_CUTTINGS = f"{_OF_PLACES} and enlarges the masks"
 _ONE_CANVAS = "it lays out its queries for one canvas and one batch"
 
 HEADS: dict[str, Head] = {
@@ -66,6 +73,24 @@ HEADS: dict[str, Head] = {
         )
         for head in queries.NAMES
     },
+    **{
+        head: Head(
+            cut=two_stage.TwoStages,
+            outputs=outputs,
+            decoder=two_stage.TwoStageDecoder,
+            left=_OF_CUTTINGS if two_stage.MASKS in outputs else _OF_PLACES,
+            sized=True,
+            one_by_one=True,
+        )
+        for head, outputs in two_stage.OUTPUTS.items()
+    },
+    panoptic.NAME: Head(
+        cut=panoptic.MaskHeads,
+        outputs=panoptic.OUTPUTS,
+        decoder=lambda _: panoptic.MaskDecoder(),
+        left=_OF_MASKS,
+        fixed=_ONE_CANVAS,
+    ),
 }
 """By the name that checkpoints have for it."""
 

@@ -8,7 +8,6 @@ than was allowed are timed once more, and the first of them is written. Shapes: 
 
 import contextlib
 import dataclasses
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from van.export.formats import Format
 from van.export.header import Header
 from van.export.int8_layers import Layer, layers_of, spared
 from van.export.openvino import Arithmetic, compile_model, has_bfloat16, median_times, save
-from van.export.quiet import quiet_import
+from van.export.quiet import quiet_import, quiet_log
 from van.export.writing import INPUT, ExportOptions, Prepared, prepare
 from van.models.load import Loaded
 from van.preprocess import Preprocess
@@ -283,16 +282,10 @@ def _as_seen(prepared: Prepared, pictures: Sequence[Image.Image]) -> list[np.nda
 def _quantise(nncf: Any, plain: Any, calibration: Sequence[np.ndarray]) -> Any:
     """Every layer with 8-bit weights and inputs, by NNCF's own rules; biases stay, so that layers can be spared."""
     advanced = nncf.AdvancedQuantizationParameters(disable_bias_correction=True)
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # it draws a bar
-            return nncf.quantize(
-                plain, nncf.Dataset(calibration), subset_size=len(calibration), advanced_parameters=advanced
-            )
-    finally:
-        logger.setLevel(level)
+    with quiet_log("nncf"), contextlib.redirect_stdout(sys.stderr):  # it draws a bar
+        return nncf.quantize(
+            plain, nncf.Dataset(calibration), subset_size=len(calibration), advanced_parameters=advanced
+        )
 
 
 def _answers(network: Any, pictures: Sequence[np.ndarray]) -> Answers:

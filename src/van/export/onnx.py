@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from van.errors import CheckpointError, UsageError
 from van.export.header import UNSEALED, Header, check_seal, seal
-from van.export.quiet import quiet_import
+from van.export.quiet import quiet_import, quiet_log
 from van.export.session import ExportedNetwork, Session
 from van.export.writing import INPUT, ExportOptions, Prepared, plain_graph, prepare
 from van.models.load import Loaded
@@ -57,17 +57,20 @@ def write_graph(prepared: Prepared, path: Path, *, entries: Mapping[str, str]) -
         raise CheckpointError(
             f"the weights are {size / 2**30:.2f} GiB, and one ONNX file holds less than 2; use --half or openvino"
         )
-    translated = translate(prepared.program(), prepared.header.outputs)
+    header = prepared.header
+    translated = translate(prepared.program(), header.outputs, inputs=tuple(header.inputs))
     translated.model.metadata_props.update(entries)
     translated.save(path, external_data=False)
 
 
-def translate(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> torch.onnx.ONNXProgram:
-    """The graph in ONNX's operators, simplified, with the input ``pictures``.
+def translate(
+    program: torch.export.ExportedProgram, outputs: Sequence[str], *, inputs: Sequence[str] = (INPUT,)
+) -> torch.onnx.ONNXProgram:
+    """The graph in ONNX's operators, simplified.
 
     Args:
-        program: of one input.
-        outputs: their names.
+        program: what to translate.
+        outputs, inputs: their names.
 
     Raises:
         MissingExtra: onnx or onnxscript is not installed.
@@ -77,12 +80,12 @@ def translate(program: torch.export.ExportedProgram, outputs: Sequence[str]) -> 
         quiet_import(package, purpose="writing an ONNX file")
     interval, tqdm.monitor_interval = tqdm.monitor_interval, 0  # or the exporter's bar leaves a thread behind
     try:
-        with plain_graph():
+        with plain_graph(), quiet_log("onnxscript"):
             translated = torch.onnx.export(
                 program,
                 dynamo=True,
                 verbose=False,
-                input_names=[INPUT],
+                input_names=list(inputs),
                 output_names=list(outputs),
                 opset_version=OPSET,
                 optimize=True,
@@ -119,8 +122,9 @@ def open_session(path: Path, *, threads: int | None = None, device: str = "cpu")
     header = Header.from_json(session.get_modelmeta().custom_metadata_map.get(_HEADER, ""), path=path)
     names = list(header.outputs)
 
-    def run(pictures: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(output) for output in session.run(names, {INPUT: pictures.numpy()})]
+    def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        arrays = {name: values.numpy() for name, values in inputs.items()}
+        return [torch.from_numpy(output) for output in session.run(names, arrays)]
 
     return ExportedNetwork(header, run)
 

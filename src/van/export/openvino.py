@@ -23,7 +23,7 @@ from van.export.header import UNSEALED, Header, Precision, check_seal, seal
 from van.export.onnx import OPSET, write_graph
 from van.export.quiet import quiet_import
 from van.export.session import ExportedNetwork, Session
-from van.export.writing import INPUT, ExportOptions, prepare
+from van.export.writing import ExportOptions, prepare
 from van.models.load import Loaded
 
 Arithmetic = Literal["float32", "bfloat16"]
@@ -73,7 +73,7 @@ def _in_half(header: Header, model: Any, pictures: np.ndarray) -> Header:
     """The same header for weights in half the bytes, with the arithmetic that is faster here."""
     precision: Precision = "float16"
     told = "float16 weights; OpenVINO computes in float32"
-    if has_bfloat16():
+    if has_bfloat16() and header.task in ("classify", "segment"):  # boxes and queries need more than eight bits
         compiled: dict[str, Any] = {name: compile_model(model, arithmetic=name, threads=None) for name in _HINTS}
         times = median_times(compiled, pictures, rounds=_ROUNDS)
         if times["bfloat16"] < _CLEARLY * times["float32"]:
@@ -166,9 +166,9 @@ def open_session(
         raise CheckpointError(f"{path}: OpenVINO cannot open it ({error}); export it again") from error
     idle: list[Any] = []  # a request serves one caller at a time; pop and append are atomic
 
-    def run(pictures: Tensor) -> list[Tensor]:
+    def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
         request = _taken(idle) or compiled.create_infer_request()
-        found = request.infer({INPUT: pictures.numpy()}, share_inputs=True)
+        found = request.infer({name: values.numpy() for name, values in inputs.items()}, share_inputs=True)
         outputs = [torch.from_numpy(found[name].copy()) for name in header.outputs]
         idle.append(request)
         return outputs

@@ -1,6 +1,10 @@
 """Detectors with a transformer cut in two: all up to what the queries say, which is exported, and what picks the best.
 
 Shapes: a canvas (N, 3, R, C); Q queries: class logits (N, Q, K) and boxes (N, Q, 4).
+
+Deformable DETR is told by a mask where a picture ends. In evaluation pictures are seen together with those of their
+own canvas only, whose frame is the whole of it: the mask is all ones, which is what the detector takes where none is
+given, and becomes part of the graph.
 """
 
 from collections.abc import Sequence
@@ -9,10 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from van.export.header import Header
-from van.models.transformer_detectors import Size, TransformerDetector, decode
+from van.models.canvas import Size
+from van.models.transformer_detectors import HEADS, TransformerDetector, decode
 
-NAMES = ("d_fine", "rt_detr_v2")
-"""Those whose graph consists of plain operators."""
+NAMES = HEADS
+"""Every one of them; with a canvas of fixed size the sizes of its maps are constants."""
 OUTPUTS = ("logits", "pred_boxes")
 
 
@@ -31,7 +36,7 @@ class QueryHeads(nn.Module):
 
 
 class QueryDecoder:
-    """That of D-FINE and RT-DETR v2."""
+    """That of D-FINE, RT-DETR v2 and Deformable DETR."""
 
     def __init__(self, header: Header) -> None:
         options = header.model_options
@@ -40,7 +45,7 @@ class QueryDecoder:
         self._detections = options.get("detections", 100)
 
     def canvas(self, sizes: Sequence[Size]) -> Size:
-        """Multiples of 32 pixels with enough places for the queries."""
+        """Multiples of 32 pixels with enough places for the queries; of 64 for Deformable DETR."""
         return TransformerDetector.canvas(self, sizes)  # pyrefly: ignore[bad-argument-type]  # it asks for these two
 
     def __call__(self, outputs: Sequence[Tensor], sizes: Sequence[Size], canvas: Size) -> list[dict[str, Tensor]]:

@@ -4,9 +4,12 @@ ONNX Runtime and OpenVINO report usage from the moment they are imported unless 
 1.31 and openvino 2026.4), and NNCF does so through OpenVINO's package: here they are told before that.
 """
 
+import contextlib
 import importlib
+import logging
 import os
 import sys
+from collections.abc import Generator
 from types import ModuleType
 
 from van.errors import MissingExtra
@@ -34,3 +37,15 @@ def quiet_import(name: str, *, purpose: str = "an exported network") -> ModuleTy
         if error.name != package:
             raise
         raise MissingExtra(package, "export", purpose) from error
+
+
+@contextlib.contextmanager
+def quiet_log(name: str, *, level: int = logging.ERROR) -> Generator[None, None, None]:
+    """Of a package's own log nothing below ``level``, until the block ends."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,11 +1,13 @@
 """An exported network, asked as the one in PyTorch is.
 
-A runtime maps pictures (N, 3, H, W) to arrays; what a task's ``decode`` reads is made of them here, once for all
-formats. Shapes: classification answers (N, 3, H, W) with logits (N, K); segmentation a list of (3, h, w) with a
-list of logits (K, h, w); detection such a list with dictionaries of boxes (K, 4), labels (K,) and scores (K,).
+A runtime maps pictures (N, 3, H, W), and their sizes where it is told them, to arrays; what a task's ``decode`` reads
+is made of them here, once for all formats. Shapes: classification answers (N, 3, H, W) with logits (N, K);
+segmentation a list of (3, h, w) with a list of logits (K, h, w); detection such a list with dictionaries of boxes
+(K, 4), labels (K,), scores (K,) and, for instances, masks (K, 1, h, w); panoptic segmentation one with class_logits
+(Q, K + 1) and mask_logits (Q, h, w).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,11 +16,11 @@ from torch import Tensor, nn
 from van.errors import ShapeError, UsageError
 from van.export.header import Header
 from van.export.heads import Decoder, head_of
-from van.export.writing import LEAST_PX
-from van.models.transformer_detectors import group_by_canvas, sizes_of, stack_padded
+from van.export.writing import INPUT, LEAST_PX, SIZES, whole_sizes
+from van.models.canvas import Size, group_by_canvas, sizes_of, stack_padded
 
-Runtime = Callable[[Tensor], Sequence[Tensor]]
-"""Pictures (N, 3, H, W), float32, contiguous and on the CPU, to the header's outputs in their order."""
+Runtime = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
+"""The header's inputs, in their order, float32, contiguous and on the CPU, to its outputs in their order."""
 
 
 class Session(Protocol):
@@ -30,8 +32,11 @@ class Session(Protocol):
         """The network's answer, as ``van.tasks`` decodes it."""
         ...
 
-    def run(self, pictures: Tensor) -> list[Tensor]:
-        """The header's outputs for (N, 3, H, W), before anything is made of them."""
+    def run(self, pictures: Tensor, sizes: Sequence[Size] | None = None) -> list[Tensor]:
+        """The header's outputs for (N, 3, H, W), before anything is made of them.
+
+        ``sizes`` are the pictures' own rows and columns; that of the canvas if None.
+        """
         ...
 
     def close(self) -> None:
@@ -51,7 +56,7 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self.header = header
         self._runtime: Runtime | None = runtime
-        (self._shape,) = header.inputs.values()
+        self._shape = header.inputs[INPUT]
         head = head_of(header.model_options)
         self._decoder: Decoder | None = None if head is None else head.decoder(header)
         self.eval()
@@ -73,20 +78,24 @@ class ExportedNetwork(nn.Module):
             answers |= zip(places, found, strict=True)
         return [answers[place] for place in range(len(pictures))]
 
-    def run(self, pictures: Tensor) -> list[Tensor]:
+    def run(self, pictures: Tensor, sizes: Sequence[Size] | None = None) -> list[Tensor]:
         """What the runtime itself gives, in batches of the size that the file has.
 
         Args:
             pictures: (N, 3, H, W), of any float dtype, layout and device.
+            sizes: rows and columns of each, without what fills up its canvas; read where the header wants them.
         """
         if self._runtime is None:
             raise UsageError("the session is closed; open the file again")
         self._want(tuple(pictures.shape))
-        ready = pictures.detach().to("cpu", torch.float32).contiguous()
+        ready = {INPUT: pictures.detach().to("cpu", torch.float32).contiguous()}
+        if SIZES in self.header.inputs:
+            ready[SIZES] = whole_sizes(pictures) if sizes is None else torch.tensor(sizes, dtype=torch.float32)
         fixed = self._shape[0]
         if fixed is None:
             return list(self._runtime(ready))
-        parts = [list(self._runtime(_filled(part, fixed))) for part in ready.split(fixed)]
+        batches = zip(*(_batches(values, fixed) for values in ready.values()), strict=True)
+        parts = [list(self._runtime(dict(zip(ready, batch, strict=True)))) for batch in batches]
         return [torch.cat(outputs)[: len(pictures)] for outputs in zip(*parts, strict=True)]
 
     def close(self) -> None:
@@ -97,8 +106,9 @@ class ExportedNetwork(nn.Module):
         sizes = sizes_of(pictures)
         answers: dict[int, dict[str, Tensor]] = {}
         for canvas, places in group_by_canvas(sizes, decoder.canvas).items():
-            outputs = self.run(stack_padded([pictures[place] for place in places], canvas))
-            answers |= zip(places, decoder(outputs, [sizes[place] for place in places], canvas), strict=True)
+            own = [sizes[place] for place in places]
+            outputs = self.run(stack_padded([pictures[place] for place in places], canvas), own)
+            answers |= zip(places, decoder(outputs, own, canvas), strict=True)
         return [answers[place] for place in range(len(pictures))]
 
     def _want(self, seen: tuple[int, ...]) -> None:
@@ -113,6 +123,7 @@ class ExportedNetwork(nn.Module):
         )
 
 
-def _filled(part: Tensor, count: int) -> Tensor:
-    """The last pictures of many, followed by empty ones: a batch of fixed size has no fewer."""
-    return part if len(part) == count else torch.cat([part, part.new_zeros(count - len(part), *part.shape[1:])])
+def _batches(values: Tensor, count: int) -> list[Tensor]:
+    """So many of them at a time, the last ones followed by empty ones: a batch of fixed size has no fewer."""
+    *full, last = values.split(count)
+    return [*full, torch.cat([last, last.new_zeros(count - len(last), *last.shape[1:])])]

@@ -1,14 +1,14 @@
 """PyTorch's own exported programs: one .pt2 with a graph of ATen operators, weights and header.
 
-The graph needs nothing of this package: ``torch.export.load(path).module()`` gives what the session's runtime gives.
+The graph needs nothing of this package: ``torch.export.load(path).module()`` gives what the session's runtime gives
+(of a detector of two stages after ``import torchvision``, whose operators are in it).
 Nothing in the file is a pickle, and what is no plain graph is refused before PyTorch sees it; see
 ``van.export.pt2_archive``. Shapes: see ``van.export.writing``.
 """
 
-import contextlib
 import logging
 import tempfile
-from collections.abc import Generator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from van.errors import CheckpointError
 from van.export.pt2_archive import as_archive, check_program, header_of, read_parts, without_samples, write_sealed
+from van.export.quiet import quiet_log
 from van.export.session import ExportedNetwork, Session
 from van.export.writing import ExportOptions, prepare
 from van.models.load import Loaded, usable_device
@@ -31,7 +32,7 @@ def write(loaded: Loaded, path: Path, *, options: ExportOptions) -> Path:
     prepared = prepare(loaded, options, format="torch-export", opset=f"ATen of torch {torch.__version__}")
     program = bare(prepared.program())
     program.example_inputs = None  # they would be kept as a pickle
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder, _told_nothing():
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, quiet_log("torch.export", level=logging.CRITICAL):
         between = Path(folder) / "between.pt2"
         torch.export.save(program, between)
         write_sealed(without_samples(read_parts(between)), prepared.header, path)
@@ -58,7 +59,7 @@ def open_session(path: Path, *, threads: int | None = None, device: str = "cpu")
         raise CheckpointError(f"{path} is of the format {header.format}, wanted torch-export; name it as that format's")
     check_program(parts, path)
     try:
-        with _told_nothing():
+        with quiet_log("torch.export", level=logging.CRITICAL):
             program = torch.export.load(as_archive(parts))
         if place.type != "cpu":
             program = torch.export.passes.move_to_device_pass(program, place)
@@ -72,9 +73,10 @@ def open_session(path: Path, *, threads: int | None = None, device: str = "cpu")
     if threads is not None:
         torch.set_num_threads(threads)
 
-    def run(pictures: Tensor) -> list[Tensor]:
+    def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
         with torch.inference_mode():
-            return [output.cpu() for output in network(pictures.to(place))]
+            found = network(*(values.to(place) for values in inputs.values()))
+            return [output.cpu() for output in found]
 
     return ExportedNetwork(header, run)
 
@@ -91,15 +93,3 @@ def bare(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
                     node.meta.pop(name, None)
     program._guards_code = []
     return program
-
-
-@contextlib.contextmanager
-def _told_nothing() -> Generator[None, None, None]:
-    """Keep PyTorch's reader and writer from logging tracebacks of what is raised or expected here anyway."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

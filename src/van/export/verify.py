@@ -19,13 +19,13 @@ from torchvision.ops import box_iou
 
 from van.checkpoint import atomic_path
 from van.errors import CheckpointError, UsageError
-from van.export import anchors
+from van.export import anchors, two_stage
 from van.export.formats import Format
 from van.export.header import Precision
 from van.export.session import Session
 from van.export.writing import ExportOptions, at_size
+from van.models.canvas import round_up, stack_padded
 from van.models.load import Loaded
-from van.models.transformer_detectors import round_up, stack_padded
 from van.ops import use_backend
 
 TOLERANCES: dict[Precision, float] = {
@@ -37,6 +37,8 @@ agreement, which the tolerance bounds only loosely."""
 LEAST_AGREEMENT = 0.9
 """Answers that must be the same in any precision. Where outputs are within their tolerance only near ties differ."""
 _SAME_IOU = 0.9
+_SAME_MASK = 0.25
+"""Mean difference of the probabilities in a box: a box that is a hair larger may be pooled from another level."""
 _WORTH = 0.5
 """Things with at least this share of a picture's best score are looked for in the other's answer."""
 
@@ -46,9 +48,11 @@ class Verification:
     """How far a session is from PyTorch.
 
     Args:
-        max_difference: the largest absolute one, of logits; of a transformer's detector, of scores.
-        relative: the same as a share of the largest output in PyTorch; of boxes, of the picture's longer side.
-        agreement: share of pictures (their best class), of pixels, or of things found by both, with the same name.
+        max_difference: the largest absolute one, of logits; of other detectors than those of one stage, of scores.
+        relative: the same as a share of the largest output in PyTorch; of boxes, of the picture's longer side; of
+            masks, the mean of all inside their boxes.
+        agreement: share of pictures (their best class), of pixels, of queries for masks, or of things found by both,
+            with the same name.
         same_labels: whether the file has the checkpoint's labels.
         pictures: how many were compared.
     """
@@ -82,7 +86,7 @@ def verify(session: Session, loaded: Loaded, pictures: Sequence[Image.Image]) ->
     """
     if not pictures:
         raise UsageError("there are no pictures to compare answers on; wanted at least one")
-    compare = {"classify": _classes, "segment": _maps}.get(loaded.task, _things)
+    compare = {"classify": _classes, "segment": _maps, "panoptic": _queries}.get(loaded.task, _things)
     rows = []
     for picture in pictures:
         with torch.inference_mode(), use_backend("reference"):
@@ -184,6 +188,13 @@ def _maps(session: Session, loaded: Loaded, seen: Tensor, ready: Tensor) -> tupl
     return difference, relative, (found.argmax(0) == right.argmax(0)).float().mean().item()
 
 
+def _queries(session: Session, loaded: Loaded, seen: Tensor, ready: Tensor) -> tuple[float, float, float]:
+    (found,), (right,) = session([seen]), loaded.model.eval()([ready])
+    differences, relatives = zip(*(_distance(found[name], right[name]) for name in right), strict=True)
+    same = found["class_logits"].argmax(-1) == right["class_logits"].argmax(-1)
+    return max(differences), max(relatives), same.float().mean().item()
+
+
 def _things(session: Session, loaded: Loaded, seen: Tensor, ready: Tensor) -> tuple[float, float, float]:
     (found,), (right,) = session([seen]), loaded.model.eval()([ready])
     longer = max(ready.shape[1:])
@@ -197,6 +208,15 @@ def _things(session: Session, loaded: Loaded, seen: Tensor, ready: Tensor) -> tu
         distances = [_distance(ours, theirs) for ours, theirs in rows]
         difference = max(each for each, _ in distances)
         relative = max(each for _, each in distances)
+    if loaded.options["head"] in two_stage.OUTPUTS:  # things that score too little have boxes and masks, too
+        names = two_stage.OUTPUTS[loaded.options["head"]]
+        size = (seen.shape[1], seen.shape[2])
+        canvas = round_up(size[0], 32), round_up(size[1], 32)
+        (outputs,) = zip(*session.run(stack_padded([seen], canvas), [size]), strict=True)
+        found, right = two_stage.things_of(outputs, names), two_stage.of_any_score(loaded.model, ready)
+        of_any = _matched(found, right, longer, both_ways=False)
+        difference, relative = max(difference, of_any[0]), max(relative, of_any[1])
+        agreement = min(agreement, of_any[2])
     return difference, relative, agreement
 
 
@@ -210,13 +230,16 @@ def _distance(found: Tensor, right: Tensor) -> tuple[float, float]:
     return difference, difference / max(right.abs().max().item(), torch.finfo(torch.float32).tiny)
 
 
-def _matched(found: dict[str, Tensor], right: dict[str, Tensor], longer: int) -> tuple[float, float, float]:
+def _matched(
+    found: dict[str, Tensor], right: dict[str, Tensor], longer: int, *, both_ways: bool = True
+) -> tuple[float, float, float]:
     """The largest difference of scores, the same or that of boxes as a share, and the share of things with a partner.
 
-    Each side's better things look for a partner among all of the other's.
+    Each side's better things look for a partner among all of the other's; if not ``both_ways``, the found ones do.
+    Masks inside the boxes are compared, too, where there are any.
     """
     scores, shares, partners, looked_for = [0.0], [0.0], 0, 0
-    for ours, theirs in ((right, found), (found, right)):
+    for ours, theirs in ((found, right), (right, found))[: 2 if both_ways else 1]:
         if not len(ours["scores"]):
             continue
         worth = ours["scores"] >= _WORTH * ours["scores"].max()
@@ -227,6 +250,10 @@ def _matched(found: dict[str, Tensor], right: dict[str, Tensor], longer: int) ->
         overlap = torch.where(same, box_iou(ours["boxes"][worth], theirs["boxes"]), 0.0)
         best, place = overlap.max(dim=1)
         near = best >= _SAME_IOU
+        if two_stage.MASKS in ours and two_stage.MASKS in theirs:
+            masks = (ours[two_stage.MASKS][worth] - theirs[two_stage.MASKS][place]).abs().mean(dim=(1, 2))
+            near = near & (masks <= _SAME_MASK)
+            shares += [masks[near].mean().item()] if near.any() else []
         partners += int(near.sum())
         if near.any():
             score = (ours["scores"][worth] - theirs["scores"][place])[near].abs().max().item()

@@ -1,12 +1,12 @@
 """A loaded network made ready for every exporter: folded, of plain operators, with its inputs and its header.
 
-Shapes: the one input is ``pictures`` (N, 3, H, W) in float32, normalised, whatever the task and the precision.
+Shapes: ``pictures`` (N, 3, H, W), normalised, and where a head wants them ``sizes`` (N, 2), rows and columns of the
+pictures on their canvas; in float32 both, whatever the task and the precision.
 """
 
 import contextlib
 import copy
 import dataclasses
-import os
 import warnings
 from collections.abc import Generator, Mapping
 from importlib import metadata
@@ -14,25 +14,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from van.errors import UsageError
 from van.export.header import Header, Precision, Shape
-from van.export.heads import HEADS, head_of
+from van.export.heads import HEADS, Head, head_of
 from van.models.deploy import can_fuse, fuse
 from van.models.load import Loaded
 from van.ops import use_backend
 from van.preprocess import Preprocess
 
-INPUT = "pictures"
+INPUT, SIZES = "pictures", "sizes"
 LEAST_PX = 33
 """Where rows and columns are free there are at least so many: from here on no map of VAN has but one row, which
 PyTorch would take for a size that is not free."""
 _CANVAS_PX = 32
 """Detectors see canvases whose sides are multiples of this."""
-
-
-_WITHOUT_CHECKS = {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}
-"""transformers checks its own sizes in the graph, with operators that other runtimes do not have."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,16 +70,23 @@ class Prepared:
     """A network as exporters take it.
 
     Args:
-        module: maps (N, 3, H, W) float32 to the outputs, a tuple of float32 tensors.
-        example: such an input; where sizes are free they are neither 1 nor alike.
+        module: maps the header's inputs, float32, to the outputs, a tuple of tensors, float32 or whole numbers.
+        example: of ``pictures``; where sizes are free they are neither 1 nor alike.
         dynamic_shapes: as ``torch.export.export`` wants them, or None.
         header: of the file to be.
     """
 
     module: nn.Module
     example: Tensor
-    dynamic_shapes: tuple[dict[int, Any]] | None
+    dynamic_shapes: tuple[dict[int, Any], ...] | None
     header: Header
+
+    @property
+    def examples(self) -> tuple[Tensor, ...]:
+        """Of every input; pictures fill their canvas."""
+        if SIZES not in self.header.inputs:
+            return (self.example,)
+        return self.example, whole_sizes(self.example)
 
     def program(self) -> torch.export.ExportedProgram:
         """The graph of plain operators.
@@ -92,11 +96,17 @@ class Prepared:
         """
         try:
             with plain_graph():
-                return torch.export.export(self.module, (self.example,), dynamic_shapes=self.dynamic_shapes)
+                program = torch.export.export(self.module, self.examples, dynamic_shapes=self.dynamic_shapes)
         except Exception as error:  # torch.export raises its own, many kinds
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             hint = "; try it without --dynamic" if self.dynamic_shapes else ""
             raise UsageError(f"{self.header.model} cannot be exported: {first}{hint}") from error
+        return _without_bounds(_without_checks(program))
+
+
+def whole_sizes(pictures: Tensor) -> Tensor:
+    """``sizes`` (N, 2) of pictures (N, 3, H, W) that fill their canvas."""
+    return torch.tensor(pictures.shape[2:], dtype=torch.float32).expand(len(pictures), 2).contiguous()
 
 
 def at_size(loaded: Loaded, size_px: int | None) -> Loaded:
@@ -122,15 +132,9 @@ def want_exportable(loaded: Loaded, *, dynamic: bool = False) -> None:
     head = head_of(loaded.options)
     name = loaded.options.get("head", "")
     if head is None:
-        reasons = {
-            "faster_rcnn": "its second stage looks at as many boxes as the first one finds",
-            "mask_rcnn": "its second stage looks at as many boxes as the first one finds",
-            "mask2former": "its maps are put together from masks of every size",
-        }
-        why = reasons.get(name, "it has no session here")
         raise UsageError(
-            f"{name or loaded.task} cannot be exported: {why}; wanted a network that classifies, one for semantic "
-            f"segmentation, or one with a head among {', '.join(HEADS)}"
+            f"{name or loaded.task} cannot be exported: it has no session here; wanted a network that classifies, one "
+            f"for semantic segmentation, or one with a head among {', '.join(HEADS)}"
         )
     if head.fixed and dynamic:
         raise UsageError(f"{name} cannot be exported with free sizes: {head.fixed}; leave out --dynamic")
@@ -173,7 +177,7 @@ def prepare(
         format=format,
         precision=precision,
         dynamic=options.dynamic,
-        inputs={INPUT: _shape(loaded, options)},
+        inputs=_inputs(loaded, options, head),
         outputs=("logits",) if head is None else head.outputs,
         opset=opset,
         source=options.source,
@@ -182,13 +186,15 @@ def prepare(
     )
     if head is not None and not options.dynamic:  # the canvas is the decoder's to say
         rows, columns = head.decoder(header).canvas([header.inputs[INPUT][2:]])  # pyrefly: ignore
-        header = dataclasses.replace(header, inputs={INPUT: (*header.inputs[INPUT][:2], rows, columns)})
+        header = dataclasses.replace(
+            header, inputs={**header.inputs, INPUT: (*header.inputs[INPUT][:2], rows, columns)}
+        )
     half = precision if precision in ("float16", "bfloat16") else None
     shape = header.inputs[INPUT]
     return Prepared(
         module=_module(loaded, half=half),
         example=_example(shape),
-        dynamic_shapes=_free(shape, canvas=head is not None),
+        dynamic_shapes=_free(shape, canvas=head is not None, sized=SIZES in header.inputs),
         header=header,
     )
 
@@ -196,18 +202,9 @@ def prepare(
 @contextlib.contextmanager
 def plain_graph() -> Generator[None, None, None]:
     """Operators that every exporter knows, no gradients, and no deprecations from inside the exporters."""
-    before = {name: os.environ.get(name) for name in _WITHOUT_CHECKS}
-    os.environ.update(_WITHOUT_CHECKS)
-    try:
-        with use_backend("reference"), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    with use_backend("reference"), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class _InPrecision(nn.Module):
@@ -218,10 +215,11 @@ class _InPrecision(nn.Module):
         self.dtype = torch.float32 if precision is None else getattr(torch, precision)
         self.network = network.to(self.dtype)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        found = self.network(pictures.to(self.dtype))
+    def forward(self, pictures: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
+        pictures = pictures.to(self.dtype)
+        found = self.network(pictures) if sizes is None else self.network(pictures, sizes)
         outputs = found if isinstance(found, tuple) else (found,)
-        return tuple(output.float() for output in outputs)
+        return tuple(output.float() if output.is_floating_point() else output for output in outputs)
 
 
 class _PooledByMatrix(nn.Module):
@@ -252,6 +250,36 @@ def _module(loaded: Loaded, *, half: str | None) -> nn.Module:
     return _InPrecision(network, half).eval()
 
 
+def _without_checks(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program without what transformers checks of its own sizes, by an operator that other runtimes do not have."""
+    graph = program.graph_module.graph
+    checks: list[torch.fx.Node] = []
+    for node in graph.nodes:
+        if node.target is torch.ops.aten._is_all_true.default or any(each in checks for each in node.all_input_nodes):
+            checks.append(node)
+    if not checks:
+        return program
+    for node in reversed(checks):
+        graph.erase_node(node)
+    program.graph_module.recompile()
+    left = set().union(*(free_symbols(node.meta.get("val")) for node in graph.nodes))
+    for symbol in set(program.range_constraints) - left:
+        del program.range_constraints[symbol]
+    return program
+
+
+def _without_bounds(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program without assertions that a number of boxes is what it cannot but be."""
+    graph = program.graph_module.graph
+    checks = [node for node in graph.nodes if node.target is torch.ops.aten._assert_scalar.default]
+    for node in checks:
+        graph.erase_node(node)
+    if checks:
+        graph.eliminate_dead_code()
+        program.graph_module.recompile()
+    return program
+
+
 def _plain(module: nn.Module) -> nn.Module:
     """The module with every pooling to more than one cell replaced, in place."""
     for name, child in module.named_children():
@@ -260,6 +288,15 @@ def _plain(module: nn.Module) -> nn.Module:
         else:
             _plain(child)
     return module
+
+
+def _inputs(loaded: Loaded, options: ExportOptions, head: Head | None) -> dict[str, Shape]:
+    shape = _shape(loaded, options)
+    if head is None:
+        return {INPUT: shape}
+    if head.one_by_one and options.dynamic:
+        shape = (1, *shape[1:])
+    return {INPUT: shape, SIZES: (shape[0], 2)} if head.sized else {INPUT: shape}
 
 
 def _shape(loaded: Loaded, options: ExportOptions) -> Shape:
@@ -278,7 +315,7 @@ def _example(shape: Shape) -> Tensor:
     return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
 
 
-def _free(shape: Shape, *, canvas: bool) -> tuple[dict[int, Any]] | None:
+def _free(shape: Shape, *, canvas: bool, sized: bool) -> tuple[dict[int, Any], ...] | None:
     names = {0: "batch", 2: "rows", 3: "columns"}
     free: dict[int, Any] = {}
     for place, name in names.items():
@@ -289,4 +326,6 @@ def _free(shape: Shape, *, canvas: bool) -> tuple[dict[int, Any]] | None:
                 free[place] = _CANVAS_PX * torch.export.Dim(f"{name}_of_{_CANVAS_PX}", min=2)
             else:
                 free[place] = torch.export.Dim(name, min=LEAST_PX)
-    return (free,) if free else None
+    if not free:
+        return None
+    return (free, {place: name for place, name in free.items() if place == 0}) if sized else (free,)

@@ -18,16 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from van.errors import ShapeError
-from van.models.transformer_detectors import (
-    Size,
+from van.models.canvas import Size, group_by_canvas, round_up, sizes_of, stack_padded
+from van.models.transformers_parts import (
     VanLevels,
     create_backbone,
     create_configuration,
-    group_by_canvas,
     import_transformers,
-    round_up,
-    sizes_of,
-    stack_padded,
     sums_by_kind,
     want_numbers,
     want_targets,
