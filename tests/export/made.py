@@ -93,7 +93,9 @@ def _raise_second_stage(network: Any) -> None:
         if name.endswith("cls_score"):
             layer.bias.data.copy_(torch.tensor([0.0, 0.7, -2.2, -0.4]))  # or one class would have nearly all
         if isinstance(layer, MultiScaleRoIAlign):
-            layer.canonical_scale = 16  # or all boxes in pictures so small would be pooled from one level
+            layer.canonical_scale = layer.map_levels.s0 = (
+                16  # or all boxes in pictures so small would be pooled from one level
+            )
 
 
 def _make_small_and_loud(network: TransformerDetector | PanopticSegmenter) -> None:

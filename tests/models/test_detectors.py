@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.ops import MultiScaleRoIAlign
 
 from van.errors import UsageError
 from van.models.detectors import HEADS, Detector, create_detector
@@ -90,6 +91,25 @@ def test_the_finest_level_and_the_channels_are_as_asked_for(head, first_level, s
     pyramid = small(head, first_level=first_level, channels=128).detector.backbone
     levels = pyramid.eval()(torch.randn(1, 3, 256, 384))
     assert [tuple(level.shape) for level in levels.values()] == [(1, 128, 256 // s, 384 // s) for s in strides]
+
+
+@pytest.mark.parametrize("first_level", [4, 8])
+def test_no_picture_decides_where_later_ones_are_looked_at(first_level):
+    """torchvision's pooling takes the strides from the first one, wrongly where its maps are rounded up."""
+    first, model = (small("mask_rcnn", first_level=first_level, box_score_thresh=0.0).eval() for _ in range(2))
+    picture = torch.randn(3, 64, 96)
+    with torch.no_grad():
+        (right,) = first([picture])
+        model([torch.randn(3, 40, 41)])
+        (found,) = model([picture])
+        pools = model.detector.roi_heads.box_roi_pool, model.detector.roi_heads.mask_roi_pool
+        assert all(pool.scales == [1 / stride for stride in (4, 8, 16, 32) if stride >= first_level] for pool in pools)
+        own = MultiScaleRoIAlign(pools[0].featmap_names, 7, 2)
+        maps = model.detector.backbone(torch.randn(1, 3, 256, 384))
+        boxes = [torch.tensor([[3.0, 4.0, 40.0, 30.0], [0.0, 0.0, 380.0, 250.0], [90.0, 20.0, 200.0, 190.0]])]
+        torch.testing.assert_close(pools[0](maps, boxes, [(256, 384)]), own(maps, boxes, [(256, 384)]))
+    assert len(right["scores"]) > 0
+    torch.testing.assert_close(found, right)
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -22,6 +22,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from torchvision.ops.poolers import initLevelMapper
 
 from van.errors import UsageError
 from van.models.catalogue import VARIANTS
@@ -65,6 +66,23 @@ class PyramidBackbone(nn.Module):
         maps = self.body.forward_intermediates(x, norm=True, intermediates_only=True)
         assert isinstance(maps, list)
         return self.fpn(OrderedDict((str(place), level) for place, level in enumerate(maps[self.first :])))
+
+
+class _PooledAtStrides(MultiScaleRoIAlign):
+    """torchvision's pooling over the levels of a pyramid whose strides are known.
+
+    Its own guesses them from the first picture that it sees, and keeps the guess: after one of 40 x 41 pixels, whose
+    maps are as large as those of strides 2 to 16, it looks beside every thing in all that follow.
+    """
+
+    def __init__(self, pyramid: PyramidBackbone, side: int) -> None:
+        super().__init__(pyramid.pooled_levels, output_size=side, sampling_ratio=2)
+        first = 2 + pyramid.first
+        last = first + len(pyramid.pooled_levels) - 1
+        self.scales = [2.0**-power for power in range(first, last + 1)]
+        self.map_levels = initLevelMapper(
+            first, last, canonical_scale=self.canonical_scale, canonical_level=self.canonical_level
+        )
 
 
 class _PaddedOnly(GeneralizedRCNNTransform):
@@ -223,13 +241,13 @@ def _two_stage(
     width = 4 * channels
     parts: dict[str, Any] = {
         "rpn_anchor_generator": AnchorGenerator(tuple((size,) for size in sizes), _RATIOS),
-        "box_roi_pool": MultiScaleRoIAlign(body.pooled_levels, output_size=side, sampling_ratio=2),
+        "box_roi_pool": _PooledAtStrides(body, side),
         "box_head": TwoMLPHead(channels * side**2, width),
         "box_predictor": FastRCNNPredictor(width, num_classes + 1),
     }
     if masks:
         parts |= {
-            "mask_roi_pool": MultiScaleRoIAlign(body.pooled_levels, output_size=2 * side, sampling_ratio=2),
+            "mask_roi_pool": _PooledAtStrides(body, 2 * side),
             "mask_head": MaskRCNNHeads(channels, (channels,) * 4, 1),
             "mask_predictor": MaskRCNNPredictor(channels, channels, num_classes + 1),
         }
