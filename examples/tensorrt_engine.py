@@ -8,7 +8,8 @@ TensorRT for RTX (``pip install tensorrt-rtx``) builds for a GPU that is not the
 float16 comes from ``van export --half``. Labels and preprocessing stay in the ONNX file: keep both together.
 
 Building was tried on a machine without a GPU. Answering and comparing were not tried, nor was any time measured.
-Shapes: the file's one input is ``pictures`` (N, 3, rows, columns) in float32.
+TensorRT for RTX 1.7 does not read Faster and Mask R-CNN: it has no NonZero.
+Shapes: the file's first input is ``pictures`` (N, 3, rows, columns) in float32.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def build(onnx: Path, *, runtime: Any, compute_capability: str | None, most: int
     network = builder.create_network(0)
     parser = runtime.OnnxParser(network, log)
     if not parser.parse(onnx.read_bytes()):
-        raise CheckpointError(f"{onnx}: TensorRT cannot read it ({parser.get_error(0).desc()}); export it again")
+        raise CheckpointError(f"{onnx}: TensorRT cannot read it ({parser.get_error(0).desc()}); other runtimes may")
     config = builder.create_builder_config()
     if compute_capability is not None:
         _aim(config, runtime, compute_capability)

@@ -99,7 +99,8 @@ def write(
     """
     _check(loaded, options, format_, pictures, truths, max_loss)
     openvino: Any = quiet_import("openvino", purpose="quantising a network")
-    nncf: Any = quiet_import("nncf", purpose="quantising a network")
+    with quiet_log("torch.utils.cpp_extension"):  # which tells those without a GPU that they have none
+        nncf: Any = quiet_import("nncf", purpose="quantising a network")
     versions = {"openvino": openvino.get_version(), "nncf": nncf.__version__}
     prepared = prepare(loaded, options, format="openvino", precision="int8", opset="OpenVINO IR", versions=versions)
     seen = _as_seen(prepared, pictures)
@@ -114,7 +115,7 @@ def write(
     say(table_of(trials, best, judged=len(judges), known=known is not None))
     if best is None:
         raise CheckpointError(
-            f"{path} was not written: no choice of 8-bit layers is faster than float32 and loses at most "
+            f"nothing was written: no choice of 8-bit layers is faster than float32 and loses at most "
             f"{max_loss:.1%} of the answers on {len(judges)} pictures; give more pictures, or export without --int8"
         )
     lost = _loss_in_words(best, known is not None)
