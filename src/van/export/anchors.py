@@ -13,7 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from van.export.header import Header
 from van.models.build import create
-from van.models.canvas import Size, round_up
+from van.models.canvas import Size, common_canvas
 from van.models.detectors import Detector
 
 OUTPUTS = {"retinanet": ("cls_logits", "bbox_regression"), "fcos": ("cls_logits", "bbox_regression", "bbox_ctrness")}
@@ -55,8 +55,7 @@ class AnchorDecoder:
 
     def canvas(self, sizes: Sequence[Size]) -> Size:
         """Multiples of 32 pixels."""
-        rows, columns = (round_up(max(sides), 32) for sides in zip(*sizes, strict=True))
-        return rows, columns
+        return common_canvas(sizes)
 
     def __call__(self, outputs: Sequence[Tensor], sizes: Sequence[Size], canvas: Size) -> list[dict[str, Tensor]]:
         """The best anchors without doubles, by torchvision's own code."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from van.models.canvas import Size, round_up
+from van.models.canvas import Size, common_canvas
 from van.models.panoptic import PanopticSegmenter, cut_to_picture
 
 NAME = "mask2former"
@@ -69,8 +69,7 @@ class MaskDecoder:
 
     def canvas(self, sizes: Sequence[Size]) -> Size:
         """Multiples of 32 pixels."""
-        rows, columns = (round_up(max(sides), 32) for sides in zip(*sizes, strict=True))
-        return rows, columns
+        return common_canvas(sizes)
 
     def __call__(self, outputs: Sequence[Tensor], sizes: Sequence[Size], canvas: Size) -> list[dict[str, Tensor]]:
         """Each picture's queries, their masks without the filling."""

@@ -21,7 +21,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from van.export.header import Header
 from van.export.regions import apart, clipped, level_of, only_the_best, pool
-from van.models.canvas import Size, round_up
+from van.models.canvas import Size, common_canvas
 from van.models.detectors import Detector
 
 MASKS = "masks_in_boxes"
@@ -144,8 +144,7 @@ class TwoStageDecoder:
 
     def canvas(self, sizes: Sequence[Size]) -> Size:
         """Multiples of 32 pixels."""
-        rows, columns = (round_up(max(sides), 32) for sides in zip(*sizes, strict=True))
-        return rows, columns
+        return common_canvas(sizes)
 
     def __call__(self, outputs: Sequence[Tensor], sizes: Sequence[Size], canvas: Size) -> list[dict[str, Tensor]]:
         """The things that score enough, with masks in the picture's own size."""

@@ -24,7 +24,7 @@ from van.export.formats import Format
 from van.export.header import Precision
 from van.export.session import Session
 from van.export.writing import ExportOptions, at_size
-from van.models.canvas import round_up, stack_padded
+from van.models.canvas import common_canvas, sizes_of, stack_padded
 from van.models.load import Loaded
 from van.ops import use_backend
 
@@ -200,7 +200,7 @@ def _things(session: Session, loaded: Loaded, seen: Tensor, ready: Tensor) -> tu
     longer = max(ready.shape[1:])
     difference, relative, agreement = _matched(found, right, longer)
     if loaded.options["head"] in anchors.OUTPUTS:  # its things may be none; then the anchors still have their scores
-        canvas = round_up(ready.shape[1], 32), round_up(ready.shape[2], 32)
+        canvas = common_canvas(sizes_of([ready]))
         heads: nn.Module = anchors.AnchorHeads(loaded.model)
         if ready.shape != seen.shape:
             return math.inf, math.inf, 0.0
@@ -211,7 +211,7 @@ def _things(session: Session, loaded: Loaded, seen: Tensor, ready: Tensor) -> tu
     if loaded.options["head"] in two_stage.OUTPUTS:  # things that score too little have boxes and masks, too
         names = two_stage.OUTPUTS[loaded.options["head"]]
         size = (seen.shape[1], seen.shape[2])
-        canvas = round_up(size[0], 32), round_up(size[1], 32)
+        canvas = common_canvas([size])
         (outputs,) = zip(*session.run(stack_padded([seen], canvas), [size]), strict=True)
         found, right = two_stage.things_of(outputs, names), two_stage.of_any_score(loaded.model, ready)
         of_any = _matched(found, right, longer, both_ways=False)

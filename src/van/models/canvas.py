@@ -35,3 +35,9 @@ def group_by_canvas(sizes: Sequence[Size], canvas: Callable[[Sequence[Size]], Si
 def round_up(number: int, multiple: int) -> int:
     """The smallest multiple that is no less."""
     return math.ceil(number / multiple) * multiple
+
+
+def common_canvas(sizes: Sequence[Size], *, multiple: int = 32) -> Size:
+    """The smallest canvas that holds pictures of these sizes and whose sides are multiples."""
+    rows, columns = (round_up(max(sides), multiple) for sides in zip(*sizes, strict=True))
+    return rows, columns

@@ -25,6 +25,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from torchvision.ops.poolers import initLevelMapper
 
 from van.errors import UsageError
+from van.models.canvas import common_canvas, group_by_canvas, sizes_of
 from van.models.catalogue import VARIANTS
 from van.models.van import VAN
 
@@ -41,7 +42,6 @@ _CLASS_LAYERS = {
     "faster_rcnn": ("roi_heads.box_predictor",),
     "mask_rcnn": ("roi_heads.box_predictor", "roi_heads.mask_predictor.mask_fcn_logits"),
 }
-_MULTIPLE = 32
 """Pictures are padded to sides of so many pixels."""
 _LAST_LAYERS = ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor")
 _TAKEN = ("backbone", "num_classes", "min_size", "max_size", "image_mean", "image_std", "self", "kwargs")
@@ -179,12 +179,10 @@ class Detector(nn.Module):
             targets = [{**target, "labels": target["labels"] + self.first_label} for target in targets]
         if self.training:
             return self.detector(pictures, targets)
-        canvases: dict[tuple[int, ...], list[int]] = {}
-        for place, picture in enumerate(pictures):
-            canvas = tuple(-(-side // _MULTIPLE) * _MULTIPLE for side in picture.shape[1:])
-            canvases.setdefault(canvas, []).append(place)
         answers: dict[int, dict[str, Tensor]] = {}
-        for places in canvases.values():  # padding is seen, so that an answer would depend on the other pictures
+        for places in group_by_canvas(
+            sizes_of(pictures), common_canvas
+        ).values():  # padding is seen, so that an answer would depend on the other pictures
             found = self.detector([pictures[place] for place in places])
             answers |= zip(places, found, strict=True)
         return [{**found, "labels": found["labels"] - self.first_label} for _, found in sorted(answers.items())]

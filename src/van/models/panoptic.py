@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from van.errors import ShapeError
-from van.models.canvas import Size, group_by_canvas, round_up, sizes_of, stack_padded
+from van.models.canvas import Size, common_canvas, group_by_canvas, sizes_of, stack_padded
 from van.models.transformers_parts import (
     VanLevels,
     create_backbone,
@@ -108,7 +108,7 @@ class PanopticSegmenter(nn.Module):
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         sizes = sizes_of(pictures)
         if self.training:
-            canvas = _canvas(sizes)
+            canvas = common_canvas(sizes)
             targets = list(want_targets(pictures, targets))
             # on the whole canvas, because the losses look at points given as fractions of it
             masks = [stack_padded([target["masks"].float()], canvas)[0] for target in targets]
@@ -119,17 +119,12 @@ class PanopticSegmenter(nn.Module):
             )
             return sums_by_kind(losses, _WEIGHTS)
         answers: dict[int, dict[str, Tensor]] = {}
-        for canvas, members in group_by_canvas(sizes, _canvas).items():
+        for canvas, members in group_by_canvas(sizes, common_canvas).items():
             found = self.segmenter(pixel_values=stack_padded([pictures[member] for member in members], canvas))
             for row, member in enumerate(members):
                 masks = cut_to_picture(found.masks_queries_logits[row], canvas, sizes[member])
                 answers[member] = {"class_logits": found.class_queries_logits[row], "mask_logits": masks}
         return [answers[place] for place in range(len(pictures))]
-
-
-def _canvas(sizes: Sequence[Size]) -> Size:
-    rows, columns = (round_up(max(sides), 32) for sides in zip(*sizes, strict=True))
-    return rows, columns
 
 
 def cut_to_picture(masks: Tensor, canvas: Size, size: Size) -> Tensor:

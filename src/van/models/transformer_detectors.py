@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, clip_boxes_to_image
 
 from van.errors import UsageError
-from van.models.canvas import Size, group_by_canvas, round_up, sizes_of, stack_padded
+from van.models.canvas import Size, common_canvas, group_by_canvas, sizes_of, stack_padded
 from van.models.catalogue import VARIANTS
 from van.models.transformers_parts import (
     VanLevels,
@@ -147,7 +147,7 @@ class TransformerDetector(nn.Module):
     def canvas(self, sizes: Sequence[Size]) -> Size:
         """Rows and columns on which pictures of these sizes are seen together."""
         multiple = 64 if self.head == "deformable_detr" else 32
-        rows, columns = (round_up(max(sides), multiple) for sides in zip(*sizes, strict=True))
+        rows, columns = common_canvas(sizes, multiple=multiple)
         if self.head != "deformable_detr":  # their queries start from places on the canvas
             while sum((rows // stride) * (columns // stride) for stride in _STRIDES) < self.queries:
                 rows, columns = (rows + 32, columns) if rows <= columns else (rows, columns + 32)
