@@ -42,7 +42,6 @@ _CLASS_LAYERS = {
     "faster_rcnn": ("roi_heads.box_predictor",),
     "mask_rcnn": ("roi_heads.box_predictor", "roi_heads.mask_predictor.mask_fcn_logits"),
 }
-"""Pictures are padded to sides of so many pixels."""
 _LAST_LAYERS = ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor")
 _TAKEN = ("backbone", "num_classes", "min_size", "max_size", "image_mean", "image_std", "self", "kwargs")
 """Options of torchvision's that are set here, or have no meaning for pictures that are ready."""
