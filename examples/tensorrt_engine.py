@@ -25,13 +25,16 @@ from van.checkpoint import atomic_path
 from van.errors import CheckpointError, UsageError, VanError
 from van.export.header import check_seal
 
+RUNTIMES = {"tensorrt_rtx": "tensorrt_rtx_bindings", "tensorrt": "tensorrt"}
+"""The modules behind the names; ``tensorrt_rtx`` itself only hands on its bindings."""
+
 
 def build(onnx: Path, *, runtime: Any, compute_capability: str | None, most: int, sizes: tuple[int, int]) -> memoryview:
     """The engine as TensorRT serialises it.
 
     Args:
         onnx: what ``van export`` wrote.
-        runtime: the module ``tensorrt`` or ``tensorrt_rtx``.
+        runtime: one of the modules in ``RUNTIMES``.
         compute_capability: of the GPU that it is for, such as 8.9; the one in the machine if None.
         most: pictures at once, where their number is free.
         sizes: rows and columns, where they are free.
@@ -93,14 +96,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("onnx", type=Path, help="a file that van export wrote")
     parser.add_argument("--out", type=Path, required=True, help="the engine")
-    parser.add_argument("--runtime", choices=("tensorrt_rtx", "tensorrt"), default="tensorrt_rtx")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="tensorrt_rtx")
     parser.add_argument("--compute-capability", help="of the GPU that it is for, such as 8.9; tensorrt_rtx only")
     parser.add_argument("--most", type=int, default=16, help="pictures at once, where their number is free")
     parser.add_argument("--sizes", type=int, nargs=2, default=(512, 512), metavar=("ROWS", "COLUMNS"))
     parser.add_argument("--compare", nargs="+", default=[], metavar="PICTURE")
     asked = parser.parse_args(words)
     try:
-        runtime = importlib.import_module(asked.runtime)
+        runtime = importlib.import_module(RUNTIMES[asked.runtime])
     except ImportError:
         print(f"this needs the package {asked.runtime}: pip install {asked.runtime.replace('_', '-')}", file=sys.stderr)
         return 1
@@ -133,7 +136,7 @@ def _aim(config: Any, runtime: Any, compute_capability: str) -> None:
     if kinds is None or not hasattr(kinds, wanted):
         known = [name[2:-1] + "." + name[-1] for name in dir(kinds) if name.startswith("SM")] if kinds else ["none"]
         raise UsageError(
-            f"--compute-capability is {compute_capability}; {runtime.__name__} builds for {', '.join(known)}"
+            f"--compute-capability is {compute_capability}; {runtime.__name__.partition('_bindings')[0]} builds for {', '.join(known)}"
         )
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(kinds, wanted), 0)

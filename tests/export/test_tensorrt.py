@@ -10,7 +10,7 @@ import torch
 
 from export.made import classifier, with_head, written
 
-pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is for Linux and Windows on x86-64 only")
+pytest.importorskip("tensorrt_rtx_bindings", reason="tensorrt-rtx is for Linux and Windows on x86-64 only")
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "tensorrt_engine.py"
 _spec = importlib.util.spec_from_file_location("tensorrt_engine", SCRIPT)
