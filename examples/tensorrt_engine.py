@@ -135,9 +135,8 @@ def _aim(config: Any, runtime: Any, compute_capability: str) -> None:
     wanted = f"SM{compute_capability.replace('.', '')}"
     if kinds is None or not hasattr(kinds, wanted):
         known = [name[2:-1] + "." + name[-1] for name in dir(kinds) if name.startswith("SM")] if kinds else ["none"]
-        raise UsageError(
-            f"--compute-capability is {compute_capability}; {runtime.__name__.partition('_bindings')[0]} builds for {', '.join(known)}"
-        )
+        name = runtime.__name__.partition("_bindings")[0]
+        raise UsageError(f"--compute-capability is {compute_capability}; {name} builds for {', '.join(known)}")
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(kinds, wanted), 0)
 

@@ -99,8 +99,7 @@ def write(
     """
     _check(loaded, options, format_, pictures, truths, max_loss)
     openvino: Any = quiet_import("openvino", purpose="quantising a network")
-    with quiet_log("torch.utils.cpp_extension"):  # which tells those without a GPU that they have none
-        nncf: Any = quiet_import("nncf", purpose="quantising a network")
+    nncf: Any = quiet_import("nncf", purpose="quantising a network")
     versions = {"openvino": openvino.get_version(), "nncf": nncf.__version__}
     prepared = prepare(loaded, options, format="openvino", precision="int8", opset="OpenVINO IR", versions=versions)
     seen = _as_seen(prepared, pictures)
@@ -283,7 +282,11 @@ def _as_seen(prepared: Prepared, pictures: Sequence[Image.Image]) -> list[np.nda
 def _quantise(nncf: Any, plain: Any, calibration: Sequence[np.ndarray]) -> Any:
     """Every layer with 8-bit weights and inputs, by NNCF's own rules; biases stay, so that layers can be spared."""
     advanced = nncf.AdvancedQuantizationParameters(disable_bias_correction=True)
-    with quiet_log("nncf"), contextlib.redirect_stdout(sys.stderr):  # it draws a bar
+    with (
+        quiet_log("nncf"),
+        quiet_log("torch.utils.cpp_extension"),  # which tells those without a GPU that they have none
+        contextlib.redirect_stdout(sys.stderr),  # NNCF draws a bar
+    ):
         return nncf.quantize(
             plain, nncf.Dataset(calibration), subset_size=len(calibration), advanced_parameters=advanced
         )

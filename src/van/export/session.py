@@ -96,6 +96,10 @@ class ExportedNetwork(nn.Module):
             return list(self._runtime(ready))
         batches = zip(*(_batches(values, fixed) for values in ready.values()), strict=True)
         parts = [list(self._runtime(dict(zip(ready, batch, strict=True)))) for batch in batches]
+        if (
+            len(parts) == 1
+        ):  # to put one together wakes PyTorch's threads, which then spin where the runtime's want to work
+            return [output[: len(pictures)] for output in parts[0]]
         return [torch.cat(outputs)[: len(pictures)] for outputs in zip(*parts, strict=True)]
 
     def close(self) -> None:
@@ -126,4 +130,6 @@ class ExportedNetwork(nn.Module):
 def _batches(values: Tensor, count: int) -> list[Tensor]:
     """So many of them at a time, the last ones followed by empty ones: a batch of fixed size has no fewer."""
     *full, last = values.split(count)
+    if len(last) == count:  # a copy would wake PyTorch's threads, which then spin where the runtime's want to work
+        return [*full, last]
     return [*full, torch.cat([last, last.new_zeros(count - len(last), *last.shape[1:])])]
