@@ -55,7 +55,7 @@ class _Colours:
         import torch
 
         mean, std = (torch.tensor(v, dtype=pictures.dtype, device=pictures.device) for v in (self.mean, self.std))
-        return (pictures - mean[:, None, None]) / std[:, None, None]
+        return (pictures - mean[:, None, None]).div_(std[:, None, None])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint's header."""
@@ -244,7 +244,7 @@ def to_tensor(picture: Image.Image) -> Tensor:
     import torch
 
     pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return pixels.view(picture.height, picture.width, 3).permute(2, 0, 1).float().div(255)
+    return pixels.view(picture.height, picture.width, 3).permute(2, 0, 1).float().div_(255)
 
 
 def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:

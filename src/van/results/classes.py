@@ -1,6 +1,7 @@
 """The answer of a classifier for one picture."""
 
 import dataclasses
+import heapq
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
@@ -52,7 +53,7 @@ class Classes:
         """
         if k < 1:
             raise ShapeError(f"k is {k}; wanted at least 1")
-        order = sorted(range(len(self.labels)), key=lambda index: -self.probabilities[index])[:k]
+        order = heapq.nsmallest(k, range(len(self.labels)), key=lambda index: -self.probabilities[index])
         return [RankedClass(self.labels[index], self.probabilities[index], index) for index in order]
 
     def to_dict(self, k: int = 5) -> dict[str, Any]:

@@ -103,10 +103,10 @@ class Holding:
         plain = rule.to_dict()
         if not isinstance(rule, Preprocess) or any(question.rule != plain for question in questions):
             raise _StaleCrop
-        pixels = torch.frombuffer(bytearray(b"".join(payloads)), dtype=torch.uint8)
+        pixels = torch.frombuffer(bytearray().join(payloads), dtype=torch.uint8)
         pictures = pixels.view(len(questions), rule.size_px, rule.size_px, 3).permute(0, 3, 1, 2)
         frames = [Frame(question.name) for question in questions]
-        answers = self.predictor.of_tensors(rule.normalise(pictures.float().div(255)), frames)
+        answers = self.predictor.of_tensors(rule.normalise(pictures.float().div_(255)), frames)
         return [_plain(answer, question) for answer, question in zip(answers, questions, strict=True)]
 
     def _of_tensors(self, questions: Sequence[Question], payloads: Sequence[bytes]) -> list[Any]:
