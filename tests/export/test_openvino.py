@@ -116,6 +116,30 @@ def test_answers_do_not_change_when_the_next_ones_come(xml_file):
     assert torch.equal(first, kept)
 
 
+SIGNALLED = """
+import faulthandler, gc, os, signal, sys
+from pathlib import Path
+from van.export import openvino as module
+faulthandler.enable()  # which gives the thread a stack for signal handlers
+got = []
+signal.signal(signal.SIGUSR1, lambda *_: got.append(1))
+first = module.open_session(Path(sys.argv[1]), threads=1)
+module.has_bfloat16()
+second = module.open_session(Path(sys.argv[1]), threads=1)
+for name in ("first", "second"):
+    del globals()[name]
+    gc.collect()
+for _ in range(3):
+    os.kill(os.getpid(), signal.SIGUSR1)
+print(len(got))
+"""
+
+
+def test_sessions_end_in_any_order_and_signals_are_still_handled(xml_file, run_python):
+    """The stack for signal handlers is not one that OpenVINO has given back."""
+    assert run_python(SIGNALLED, str(xml_file)).strip() == "3"
+
+
 def test_the_weights_of_another_network_are_refused(xml_copy, tmp_path):
     (tmp_path / "other").mkdir()
     other = written(classifier(seed=1), tmp_path / "other", "openvino", dynamic=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from van.export.onnx import translate
+from van.export.openvino import the_core
 from van.export.quiet import quiet_import
 from van.export.writing import INPUT, plain_graph
 
@@ -48,8 +49,8 @@ class OpenVinoSession:
     """An ONNX file on OpenVINO's CPU plug-in, for pictures of one shape (N, 3, H, W)."""
 
     def __init__(self, path: Path, *, shape: tuple[int, ...], threads: int) -> None:
-        openvino: Any = quiet_import("openvino", purpose=_PURPOSE)
-        core = openvino.Core()
+        quiet_import("openvino", purpose=_PURPOSE)
+        core = the_core()
         network = core.read_model(path)
         network.reshape(list(shape))
         settings = {

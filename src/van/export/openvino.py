@@ -7,6 +7,7 @@ Shapes: see ``van.export.writing``.
 """
 
 import dataclasses
+import functools
 import statistics
 import tempfile
 import time
@@ -62,7 +63,7 @@ def write(loaded: Loaded, path: Path, *, options: ExportOptions) -> Path:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         between = Path(folder) / "between.onnx"
         write_graph(prepared, between, entries={})
-        model = openvino.Core().read_model(between)
+        model = the_core().read_model(between)
         if options.half:
             header = _in_half(header, model, prepared.example.numpy())
         save(model, header, path, half=options.half)
@@ -83,10 +84,20 @@ def _in_half(header: Header, model: Any, pictures: np.ndarray) -> Header:
     return dataclasses.replace(header, precision=precision, notes=(*header.notes, told))
 
 
+@functools.cache
+def the_core() -> Any:
+    """OpenVINO's own ``Core``, one for the process.
+
+    With each of them its CPU plug-in (2026.4) gives the thread another stack for signal handlers, and with its end the
+    one from before back, freed or not: after two that do not end in reverse order the next signal ends the process.
+    """
+    openvino: Any = quiet_import("openvino", purpose="computing with OpenVINO")
+    return openvino.Core()
+
+
 def has_bfloat16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this processor."""
-    openvino: Any = quiet_import("openvino", purpose="asking the processor")
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in the_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def compile_model(model: Any, *, arithmetic: Arithmetic, threads: int | None) -> Any:
@@ -97,11 +108,10 @@ def compile_model(model: Any, *, arithmetic: Arithmetic, threads: int | None) ->
         arithmetic: of what is not in 8 bits.
         threads: as many as OpenVINO likes if None.
     """
-    openvino: Any = quiet_import("openvino", purpose="compiling an OpenVINO file")
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[arithmetic], "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    return openvino.Core().compile_model(model, "CPU", settings)
+    return the_core().compile_model(model, "CPU", settings)
 
 
 def median_times(compiled: Mapping[str, Any], pictures: np.ndarray, *, rounds: int) -> dict[str, float]:
@@ -152,12 +162,12 @@ def open_session(
         MissingExtra: openvino is not installed.
         UsageError: another device is asked for.
     """
-    openvino: Any = quiet_import("openvino", purpose="answering from an OpenVINO file")
+    quiet_import("openvino", purpose="answering from an OpenVINO file")
     if device != "cpu":
         raise UsageError(f"device is {device!r}; OpenVINO files are answered from on the cpu here")
     check_seal(path, path.with_suffix(".bin"))
     try:
-        model = openvino.Core().read_model(path)
+        model = the_core().read_model(path)
         header = Header.from_json(str(model.get_rt_info(_HEADER).value), path=path)
         if arithmetic is None:
             arithmetic = "bfloat16" if "bfloat16" in header.precision and has_bfloat16() else "float32"

@@ -29,11 +29,11 @@ from van.models.load import Loaded
 from van.ops import use_backend
 
 TOLERANCES: dict[Precision, float] = {
-    "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 0.5, "int8+bfloat16": 0.5,
+    "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 0.3, "int8+bfloat16": 0.3,
 }  # fmt: skip
 """Of the largest difference, as a share of the largest output. Sums in another order cost float32 some 1e-6 of that;
-float16 has 11 bits and bfloat16 8, and a network of fifty layers rounds some hundred times; int8 is judged by its
-agreement, which the tolerance bounds only loosely."""
+float16 has 11 bits and bfloat16 8, and a network of fifty layers rounds some hundred times; int8 was seen
+to differ by 0.04 (a trained VAN-B2) to 0.18 (one with random weights), and is judged by its agreement first."""
 LEAST_AGREEMENT = 0.9
 """Answers that must be the same in any precision. Where outputs are within their tolerance only near ties differ."""
 _SAME_IOU = 0.9
