@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from van.cli.main import main
-from van.results.charts import draw_contact_sheet
+from van.results.sheets import draw_contact_sheet
 
 WANTED_TOP1 = 0.985
 
