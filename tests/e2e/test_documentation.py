@@ -30,8 +30,8 @@ from van.models.segmenters import create_segmenter
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-LONG = ("docs/export.md", "docs/speed.md")
-"""Their commands take a minute each; the README has the most used of them."""
+LONG = ("docs/detection.md", "docs/explain.md", "docs/export.md", "docs/segmentation.md", "docs/speed.md")
+"""Their commands take from a quarter of a minute to three; the README has the most used of them."""
 QUICK = {
     "digits": ["--epochs", "1", "--batch-size", "256"],
     "finetune": ["--epochs", "1", "--batch-size", "8", "--size-px", "32"],
