@@ -17,7 +17,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from van.serve.refusals import Refused
 from van.serve.settings import Limits
 
-_ADDRESS = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*://|file:|//)", re.IGNORECASE)
+_ADDRESS = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*://|file:|//[a-z0-9-]*[.:])", re.IGNORECASE)
+"""Two strokes alone may begin base64: of bytes that start with ff f0 to ff ff."""
 _DATA = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 _MOST_FIELDS, _MOST_FIELD_BYTES = 64, 4096
 _MOST_LETTERS = 200
