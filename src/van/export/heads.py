@@ -38,8 +38,8 @@ class Head:
         decoder: made of a file's header.
         left: what the session does in Python, in words for the user.
         fixed: why the sizes cannot be free; empty if they can.
-        sized: whether the exported part is told the pictures' own sizes (N, 2), too.
-        one_by_one: whether the number of pictures is fixed where their sizes are free.
+        sized: whether the exported part is told the pictures' own sizes (N, 2), too; where these are free, such a
+            part takes one picture at a time.
     """
 
     cut: Callable[[nn.Module], nn.Module]
@@ -48,7 +48,6 @@ class Head:
     left: str
     fixed: str = ""
     sized: bool = False
-    one_by_one: bool = False
 
 
 _OF_ANCHORS = "the file gives scores and boxes of all anchors; the session picks the best of them in Python"
@@ -80,7 +79,6 @@ HEADS: dict[str, Head] = {
             decoder=two_stage.TwoStageDecoder,
             left=_OF_CUTTINGS if two_stage.MASKS in outputs else _OF_PLACES,
             sized=True,
-            one_by_one=True,
         )
         for head, outputs in two_stage.OUTPUTS.items()
     },

@@ -294,7 +294,7 @@ def _inputs(loaded: Loaded, options: ExportOptions, head: Head | None) -> dict[s
     shape = _shape(loaded, options)
     if head is None:
         return {INPUT: shape}
-    if head.one_by_one and options.dynamic:
+    if head.sized and options.dynamic:
         shape = (1, *shape[1:])
     return {INPUT: shape, SIZES: (shape[0], 2)} if head.sized else {INPUT: shape}
 
