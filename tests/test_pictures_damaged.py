@@ -3,14 +3,17 @@
 import io
 import resource
 import struct
+import time
 import warnings
 import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import AvifImagePlugin, Image, ImageFile, PngImagePlugin
 
 from serve.damage import many_scans, runs, tiled
 from van.errors import PictureError
@@ -247,3 +250,31 @@ def test_a_place_that_no_file_has_is_damage_and_no_fault_of_the_disk(tmp_path):
     path.write_bytes(b"II+\0\x08\0\0\0" + struct.pack("<Q", 2**62) + bytes(30))  # where the first directory lies
     with pytest.raises(PictureError, match="is damaged or cut off"):
         read_picture(path)
+
+
+def test_avif_files_are_decoded_one_at_a_time(monkeypatch):
+    """Each may hold far more pixels than it says; of the other formats two are decoded at once."""
+    seen, busy, most = [], [], {"AVIF": 0, "PNG": 0}
+
+    def watched(load: Callable[..., object]) -> Callable[..., object]:
+        def slowly(file: ImageFile.ImageFile) -> object:
+            if any(file is one for one in seen):  # converting asks again, and what is decoded stays so
+                return load(file)
+            seen.append(file)
+            busy.append(file)
+            most[str(file.format)] = max(most[str(file.format)], len(busy))
+            time.sleep(0.1)
+            busy.remove(file)
+            return load(file)
+
+        return slowly
+
+    for reader in (AvifImagePlugin.AvifImageFile, PngImagePlugin.PngImageFile):
+        monkeypatch.setattr(reader, "load", watched(reader.load))
+    for kind in most:
+        written = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(written, format=kind)
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(read_picture, [written.getvalue()] * 3))
+    assert most["AVIF"] == 1
+    assert most["PNG"] > 1
