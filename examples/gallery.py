@@ -1,9 +1,9 @@
-"""Make the figures of docs/explain.md again: run the page's commands, keep what they draw in docs/pictures.
+"""Reproduce the images of docs/explainability.md: run the page's commands and copy their results to docs/images.
 
     python examples/gallery.py [FOLDER]
 
-FOLDER (runs/gallery) keeps the runs, so that only what is missing is trained; everything takes some 20 minutes on two
-cores. Commands that need public weights are left out; the report is photographed by Chromium.
+FOLDER (runs/gallery) keeps the runs, so that only missing ones are trained; all of it takes about 20 minutes on two CPU
+cores. Commands that need public weights are skipped; the screenshot of the report is taken by Chromium.
 """
 
 import os
@@ -18,45 +18,45 @@ from PIL import Image
 from van.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "explain.md"
-FIGURES = {
-    "things/sheet.png": "explain-things.webp",
-    "figure/compare.png": "explain-compare.webp",
+PAGE = ROOT / "docs" / "explainability.md"
+IMAGES = {
+    "objects/sheet.png": "explain-things.webp",
+    "comparison/compare.png": "explain-compare.webp",
     "lka/val-000001-lka.png": "explain-lka.webp",
-    "fields/fields.png": "explain-fields.webp",
-    "fields/sides.png": "explain-sides.webp",
-    "single-why/sheet.png": "explain-single.webp",
-    "scores/single-curves.png": "explain-scores.webp",
+    "receptive-fields/receptive_fields.png": "explain-fields.webp",
+    "receptive-fields/receptive_field_sizes.png": "explain-sides.webp",
+    "single-explanations/sheet.png": "explain-single.webp",
+    "faithfulness/single-curves.png": "explain-scores.webp",
     "report.png": "report.webp",
 }
-"""What the commands draw, and what the page calls it."""
-LARGEST_PX = 1400
-NEEDS_MORE = "# needs the weights"
-"""What ends commands that cannot run without a download."""
+"""The files that the commands write, and their names in docs/images."""
+MAX_SIZE_PX = 1400
+NEEDS_DOWNLOAD = "# needs the weights"
+"""The end of command lines that cannot run without a download."""
 
 
 def gallery(folder: Path) -> None:
-    """Run the commands in ``folder``, then copy the figures."""
+    """Run the commands in ``folder``, then copy the images."""
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.S | re.M)
     for line in "".join(blocks).splitlines():
-        words = shlex.split(line, comments=True)
-        if words[:1] != ["van"] or line.endswith(NEEDS_MORE) or _is_there(words):
+        arguments = shlex.split(line, comments=True)
+        if arguments[:1] != ["van"] or line.endswith(NEEDS_DOWNLOAD) or _is_done(arguments):
             continue
         print(f"$ {line}", flush=True)
-        if status := main(words[1:]):
+        if status := main(arguments[1:]):
             sys.exit(status)
-    _photograph("report.html")
-    for made, name in FIGURES.items():
-        with Image.open(made) as file:
-            picture = file.convert("RGB")
-        picture.thumbnail((LARGEST_PX, LARGEST_PX))
-        picture.save(ROOT / "docs" / "pictures" / name, quality=85, method=6)
+    _take_screenshot("report.html")
+    for result, name in IMAGES.items():
+        with Image.open(result) as file:
+            image = file.convert("RGB")
+        image.thumbnail((MAX_SIZE_PX, MAX_SIZE_PX))
+        image.save(ROOT / "docs" / "images" / name, quality=85, method=6)
 
 
-def _photograph(page: str) -> None:
-    """The upper part of the report, as a browser shows it."""
+def _take_screenshot(page: str) -> None:
+    """Write a screenshot of the upper part of the report."""
     from playwright.sync_api import sync_playwright
 
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -68,12 +68,12 @@ def _photograph(page: str) -> None:
         browser.close()
 
 
-def _is_there(words: list[str]) -> bool:
-    """Whether an earlier call has trained or written that already."""
-    out = Path(words[words.index("--out") + 1]) if "--out" in words else None
-    if words[1] == "train":
+def _is_done(arguments: list[str]) -> bool:
+    """Return whether an earlier call has already trained or written the result."""
+    out = Path(arguments[arguments.index("--out") + 1]) if "--out" in arguments else None
+    if arguments[1] == "train":
         return out is not None and (out / "best.safetensors").exists()
-    return words[1] == "data" and out is not None and out.exists()
+    return arguments[1] == "data" and out is not None and out.exists()
 
 
 if __name__ == "__main__":

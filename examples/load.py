@@ -1,14 +1,14 @@
-"""How many pictures a running service answers in a second, how soon, and whether each answer is right.
+"""Load test of a running server: throughput, latency, and whether every prediction is correct.
 
     python examples/load.py http://127.0.0.1:8000 cat.jpg dog.jpg --connections 16 --seconds 10
     python examples/load.py http://127.0.0.1:8000 cat.jpg --rate 50 --seconds 10
 
-Without ``--rate`` the loop is closed: every connection sends its next picture when the last is answered, which shows
-what the service can do at most. With it pictures arrive at random moments, so many a second, whether or not earlier
-ones are answered, and an answer's time counts from the moment of arrival: what visitors meet.
+Without ``--rate`` the load is a closed loop: every connection sends its next image when it has the response to the
+previous one, which measures the maximum throughput. With ``--rate`` it is an open loop: images arrive at random times
+at that rate, whether or not earlier ones are finished, and latency counts from the arrival, as for real clients.
 
-Every picture is first asked about alone; an answer under load that says otherwise is wrong, one that does not come is
-lost. Refusals (429 and 503) are counted apart, and by how soon they come. Needs nothing but Python.
+Every image is first predicted without other load. A prediction under load that differs is incorrect; a request without
+a prediction has failed. Rejections (429 and 503) are counted separately, with their latency. Needs Python only.
 """
 
 import argparse
@@ -23,238 +23,243 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-REFUSALS = (429, 503)
-TOLERANCE = 0.002
-"""Of probabilities and scores: a batch is summed in another order than a picture alone."""
-TOLERANCE_PX = 0.5
+REJECTIONS = (429, 503)
+SCORE_TOLERANCE = 0.002
+"""Tolerance of scores: the sums of a batch are rounded differently from those of a single image."""
+BOX_TOLERANCE_PX = 0.5
 IDLE_S = 2.0
-"""A connection that was not used for so long is opened anew."""
-PAUSE_S = 0.05
-"""Of a visitor who was refused; the others go on."""
+"""A connection that was idle for longer is opened again."""
+RETRY_S = 0.05
+"""Pause of a client after a rejection."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where pictures go: ``path`` with its query; ``key`` where one is wanted."""
+    """The URL to send images to: ``path`` includes the query; ``key`` is the API key or empty."""
 
     host: str
     port: int
     path: str = "/predict"
     key: str = ""
 
-    def request(self, picture: bytes) -> bytes:
-        """Head and body."""
+    def make_request(self, image: bytes) -> bytes:
+        """Return the headers and body of a request."""
         key = f"Authorization: Bearer {self.key}\r\n" if self.key else ""
         head = f"POST {self.path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n{key}"
-        return f"{head}Content-Type: image/*\r\nContent-Length: {len(picture)}\r\n\r\n".encode() + picture
+        return f"{head}Content-Type: image/*\r\nContent-Length: {len(image)}\r\n\r\n".encode() + image
 
 
 @dataclasses.dataclass(kw_only=True)
-class Load:
-    """What came of it; seconds until each right answer in ``answered_s``, until each refusal in ``refused_s``."""
+class LoadResult:
+    """The result of a load test, with the latencies of correct predictions and of rejections in seconds."""
 
     seconds: float = 0.0
     sent: int = 0
-    wrong: int = 0
-    lost: int = 0
-    answered_s: list[float] = dataclasses.field(default_factory=list)
-    refused_s: list[float] = dataclasses.field(default_factory=list)
-    troubles: list[str] = dataclasses.field(default_factory=list)
+    incorrect: int = 0
+    failed: int = 0
+    latencies_s: list[float] = dataclasses.field(default_factory=list)
+    rejected_s: list[float] = dataclasses.field(default_factory=list)
+    errors: list[str] = dataclasses.field(default_factory=list)
 
     @property
-    def rate(self) -> float:
-        """Right answers in a second."""
-        return len(self.answered_s) / self.seconds if self.seconds else 0.0
+    def throughput(self) -> float:
+        """Return correct predictions per second."""
+        return len(self.latencies_s) / self.seconds if self.seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, times in milliseconds."""
-        plain: dict[str, Any] = {key: getattr(self, key) for key in ("seconds", "sent", "wrong", "lost")}
-        plain |= {"answered": len(self.answered_s), "refused": len(self.refused_s), "answers_per_second": self.rate}
-        for name, taken in (("answered", self.answered_s), ("refused", self.refused_s)):
-            plain |= {f"{name}_p{share}_ms": 1000 * percentile(taken, share / 100) for share in (50, 99) if taken}
-        return plain | {"troubles": self.troubles[:5]}
+        """Return plain values, with times in milliseconds."""
+        fields: dict[str, Any] = {key: getattr(self, key) for key in ("seconds", "sent", "incorrect", "failed")}
+        fields |= {"correct": len(self.latencies_s), "rejected": len(self.rejected_s), "images_per_s": self.throughput}
+        for name, times in (("latency", self.latencies_s), ("rejected", self.rejected_s)):
+            fields |= {
+                f"{name}_p{percent}_ms": 1000 * percentile(times, percent / 100) for percent in (50, 99) if times
+            }
+        return fields | {"errors": self.errors[:5]}
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The least of the values that at least ``share`` of them do not exceed."""
-    return sorted(values)[max(0, -int(-share * len(values) // 1) - 1)]
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """Return the smallest value that at least ``fraction`` of the values do not exceed."""
+    return sorted(values)[max(0, -int(-fraction * len(values) // 1) - 1)]
 
 
 class Connection:
-    """One that stays open between requests, and is opened again where the service has closed it."""
+    """A connection that stays open between requests, and is opened again if the server has closed it."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self._used = 0.0
+        self._last_used = 0.0
 
-    async def ask(self, request: bytes, *, timeout_s: float = 60) -> tuple[int, bytes]:
-        """Status and body of the answer.
+    async def send(self, request: bytes, *, timeout_s: float = 60) -> tuple[int, bytes]:
+        """Send a request; returns the status and body of the response.
 
         Raises:
-            OSError, EOFError, TimeoutError: there is none.
+            OSError, EOFError, TimeoutError: there is no response.
         """
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._ask(request)
+                return await self._send(request)
         except BaseException:
             self.close()
             raise
 
-    async def _ask(self, request: bytes) -> tuple[int, bytes]:
-        if time.perf_counter() - self._used > IDLE_S:  # the service may be closing it at this very moment
+    async def _send(self, request: bytes) -> tuple[int, bytes]:
+        if time.perf_counter() - self._last_used > IDLE_S:  # the server may be closing it at this moment
             self.close()
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._target.host, self._target.port)
         reader, writer = self._streams
         writer.write(request)
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-        fields = dict(line.split(": ", 1) for line in head.splitlines()[1:] if ": " in line)
-        body = await reader.readexactly(int(fields["content-length"]))
-        self._used = time.perf_counter()
-        if fields.get("connection") == "close":
+        headers = dict(line.split(": ", 1) for line in head.splitlines()[1:] if ": " in line)
+        body = await reader.readexactly(int(headers["content-length"]))
+        self._last_used = time.perf_counter()
+        if headers.get("connection") == "close":
             self.close()
         return int(head.split(" ", 2)[1]), body
 
     def close(self) -> None:
-        """The next request opens it again."""
+        """Close the connection; the next request opens it again."""
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
 
 
-def same(answer: Any, expected: Any) -> bool:
-    """Whether two answers say the same, but for rounding; timings and names do not count."""
+def is_same(prediction: Any, expected: Any) -> bool:
+    """Return whether two predictions are the same up to rounding; timings, names and masks are not compared."""
     if isinstance(expected, dict):
-        names = expected.keys() - {"timings", "picture", "mask", "area"}
-        return isinstance(answer, dict) and all(name in answer and same(answer[name], expected[name]) for name in names)
+        keys = expected.keys() - {"timings", "image", "mask", "area"}
+        return isinstance(prediction, dict) and all(
+            key in prediction and is_same(prediction[key], expected[key]) for key in keys
+        )
     if isinstance(expected, list):
-        return len(answer) == len(expected) and all(map(same, *map(_in_order, (answer, expected))))
+        return len(prediction) == len(expected) and all(map(is_same, *map(_sort_classes, (prediction, expected))))
     if isinstance(expected, float):
-        return abs(answer - expected) <= (TOLERANCE if abs(expected) <= 1 else TOLERANCE_PX)
-    return answer == expected
+        return abs(prediction - expected) <= (SCORE_TOLERANCE if abs(expected) <= 1 else BOX_TOLERANCE_PX)
+    return prediction == expected
 
 
-def _in_order(values: list[Any]) -> list[Any]:
-    """Classes by number: of two that are all but equal either may come first."""
-    is_ranked = all(isinstance(value, dict) and "probability" in value for value in values)
+def _sort_classes(values: list[Any]) -> list[Any]:
+    """Sort class scores by index, as the order of nearly equal scores may change; other lists keep their order."""
+    is_ranked = all(isinstance(value, dict) and value.keys() == {"label", "score", "index"} for value in values)
     return sorted(values, key=lambda value: value["index"]) if is_ranked else values
 
 
-class Generator:
-    """Sends ``pictures`` in turn, and holds each answer against what is expected of it."""
+class LoadGenerator:
+    """Sends ``images`` in turn and compares each prediction with the expected one."""
 
-    def __init__(self, target: Target, pictures: Sequence[bytes], expected: Sequence[Any]) -> None:
+    def __init__(self, target: Target, images: Sequence[bytes], expected: Sequence[Any]) -> None:
         self._target = target
-        self._requests = [target.request(picture) for picture in pictures]
+        self._requests = [target.make_request(image) for image in images]
         self._expected = expected
-        self._free: list[Connection] = []
+        self._idle: list[Connection] = []
 
-    async def closed(self, *, connections: int, seconds: float, warm_s: float = 0.0) -> Load:
-        """Each of so many connections sends its next picture when the last is answered.
+    async def run_closed_loop(self, *, connections: int, seconds: float, warmup_s: float = 0.0) -> LoadResult:
+        """Send the next image of each connection when its previous one is finished.
 
-        What is answered within the first ``warm_s`` does not count, but is looked at.
+        Predictions within the first ``warmup_s`` are checked, but not counted.
         """
-        load = Load()
-        start = time.perf_counter() + warm_s
+        result = LoadResult()
+        start = time.perf_counter() + warmup_s
         end = start + seconds
 
-        async def visit(number: int) -> None:
+        async def run_client(number: int) -> None:
             while time.perf_counter() < end:
-                await self._ask(number, time.perf_counter(), load, counts=lambda now: start <= now <= end)
+                await self._send(number, time.perf_counter(), result, counts=lambda now: start <= now <= end)
                 number += connections
 
-        await asyncio.gather(*(visit(number) for number in range(connections)))
+        await asyncio.gather(*(run_client(number) for number in range(connections)))
         self._close()
-        return dataclasses.replace(load, seconds=seconds)
+        return dataclasses.replace(result, seconds=seconds)
 
-    async def open(self, *, rate: float, seconds: float, seed: int = 0) -> Load:
-        """Pictures arrive at random moments, ``rate`` a second, whatever has become of those before."""
-        load, chance = Load(), random.Random(seed)
+    async def run_open_loop(self, *, rate: float, seconds: float, seed: int = 0) -> LoadResult:
+        """Send images at random times, ``rate`` per second, whether or not earlier ones are finished."""
+        result, chance = LoadResult(), random.Random(seed)
         start = arrival = time.perf_counter()
-        visits = []
+        tasks = []
         while (arrival := arrival + chance.expovariate(rate)) < start + seconds:
             await asyncio.sleep(max(0.0, arrival - time.perf_counter()))
-            visits.append(asyncio.create_task(self._ask(len(visits), arrival, load)))
-        await asyncio.gather(*visits)
+            tasks.append(asyncio.create_task(self._send(len(tasks), arrival, result)))
+        await asyncio.gather(*tasks)
         self._close()
-        return dataclasses.replace(load, seconds=time.perf_counter() - start)
+        return dataclasses.replace(result, seconds=time.perf_counter() - start)
 
-    async def _ask(
-        self, number: int, since: float, load: Load, counts: Callable[[float], bool] = lambda now: True
+    async def _send(
+        self, number: int, arrival: float, result: LoadResult, counts: Callable[[float], bool] = lambda now: True
     ) -> None:
-        place = number % len(self._requests)
-        connection = self._free.pop() if self._free else Connection(self._target)
-        load.sent += 1
+        index = number % len(self._requests)
+        connection = self._idle.pop() if self._idle else Connection(self._target)
+        result.sent += 1
         try:
-            status, body = await connection.ask(self._requests[place])
+            status, body = await connection.send(self._requests[index])
         except (OSError, EOFError, TimeoutError, ValueError, KeyError) as error:
-            load.lost += 1
-            load.troubles.append(f"{type(error).__name__}: {error}")
+            result.failed += 1
+            result.errors.append(f"{type(error).__name__}: {error}")
             return
-        self._free.append(connection)
+        self._idle.append(connection)
         now = time.perf_counter()
-        if status in REFUSALS:
-            load.refused_s.append(now - since)
-            await asyncio.sleep(PAUSE_S)
+        if status in REJECTIONS:
+            result.rejected_s.append(now - arrival)
+            await asyncio.sleep(RETRY_S)
         elif status != 200:
-            load.lost += 1
-            load.troubles.append(f"status {status}: {body[:200].decode(errors='replace')}")
-        else:
-            if not same(json.loads(body)["answers"][0], self._expected[place]):
-                load.wrong += 1
-            elif counts(now):
-                load.answered_s.append(now - since)
+            result.failed += 1
+            result.errors.append(f"status {status}: {body[:200].decode(errors='replace')}")
+        elif not is_same(json.loads(body)["predictions"][0], self._expected[index]):
+            result.incorrect += 1
+        elif counts(now):
+            result.latencies_s.append(now - arrival)
 
     def _close(self) -> None:
-        for connection in self._free:
+        for connection in self._idle:
             connection.close()
-        self._free.clear()
+        self._idle.clear()
 
 
-async def ask_alone(target: Target, pictures: Sequence[bytes]) -> list[Any]:
-    """What the service says of each picture when it has nothing else to do."""
+async def predict_unloaded(target: Target, images: Sequence[bytes]) -> list[Any]:
+    """Return the predictions of the images, sent one after the other."""
     connection = Connection(target)
-    answers = []
-    for picture in pictures:
-        status, body = await connection.ask(target.request(picture))
+    predictions = []
+    for image in images:
+        status, body = await connection.send(target.make_request(image))
         if status != 200:
-            sys.exit(f"load: status {status}: {body.decode(errors='replace')[:500]}")
-        answers.append(json.loads(body)["answers"][0])
+            sys.exit(f"load: expected status 200, got {status}: {body.decode(errors='replace')[:500]}")
+        predictions.append(json.loads(body)["predictions"][0])
     connection.close()
-    return answers
+    return predictions
 
 
 def main() -> int:
-    """Run it; 1 if an answer was wrong or lost."""
+    """Run a load test; returns 1 if a prediction was incorrect or a request failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("url", help="of the service")
-    parser.add_argument("pictures", nargs="+", type=Path)
-    parser.add_argument("--model", default="", help="the served name; the first one if left out")
-    parser.add_argument("--connections", type=int, default=16, help="of the closed loop")
-    parser.add_argument("--rate", type=float, default=0.0, help="arrivals a second: an open loop")
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--warm-s", type=float, default=2.0, help="of the closed loop, not counted")
-    parser.add_argument("--key-file", type=Path, help="holds the API key")
-    asked = parser.parse_args()
-    url = urlsplit(asked.url)
+    parser.add_argument("url", help="URL of the server")
+    parser.add_argument("images", nargs="+", type=Path, help="image files")
+    parser.add_argument("--model", default="", help="served model; the first one by default")
+    parser.add_argument("--connections", type=int, default=16, help="connections of the closed loop")
+    parser.add_argument("--rate", type=float, default=0.0, help="images per second of an open loop")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration")
+    parser.add_argument("--warmup-s", type=float, default=2.0, help="time before the closed loop is counted")
+    parser.add_argument("--key-file", type=Path, help="file with the API key")
+    arguments = parser.parse_args()
+    url = urlsplit(arguments.url)
     target = Target(
         host=url.hostname or "127.0.0.1",
         port=url.port or 80,
-        path=f"{url.path.rstrip('/')}/predict" + (f"?model={asked.model}" if asked.model else ""),
-        key=asked.key_file.read_text().strip() if asked.key_file else "",
+        path=f"{url.path.rstrip('/')}/predict" + (f"?model={arguments.model}" if arguments.model else ""),
+        key=arguments.key_file.read_text().strip() if arguments.key_file else "",
     )
-    pictures = [path.read_bytes() for path in asked.pictures]
+    images = [path.read_bytes() for path in arguments.images]
 
-    async def run() -> Load:
-        generator = Generator(target, pictures, await ask_alone(target, pictures))
-        if asked.rate:
-            return await generator.open(rate=asked.rate, seconds=asked.seconds)
-        return await generator.closed(connections=asked.connections, seconds=asked.seconds, warm_s=asked.warm_s)
+    async def run() -> LoadResult:
+        generator = LoadGenerator(target, images, await predict_unloaded(target, images))
+        if arguments.rate:
+            return await generator.run_open_loop(rate=arguments.rate, seconds=arguments.seconds)
+        return await generator.run_closed_loop(
+            connections=arguments.connections, seconds=arguments.seconds, warmup_s=arguments.warmup_s
+        )
 
-    load = asyncio.run(run())
-    print(json.dumps(load.to_dict(), indent=2))
-    return 1 if load.wrong or load.lost else 0
+    result = asyncio.run(run())
+    print(json.dumps(result.to_dict(), indent=2))
+    return 1 if result.incorrect or result.failed else 0
 
 
 if __name__ == "__main__":

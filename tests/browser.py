@@ -54,7 +54,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def browser_page(chromium: Any) -> Iterator[Callable[..., Opened]]:
-    """Open a file at a width, light or dark, without a network; ``decode`` waits until pictures are seen."""
+    """Open a file at a width, light or dark, without a network; ``decode`` waits until images are seen."""
     contexts = []
 
     def open_page(path: Path, *, width_px: int = 1280, dark: bool = False, decode: bool = True) -> Opened:

@@ -1,8 +1,7 @@
 """VAN, the Visual Attention Network, and Large Kernel Attention.
 
-Importing this package registers ``van_b0`` ... ``van_b6`` with timm: at once where timm is already
-imported, else in the moment it is. So ``import van`` itself costs milliseconds, and a command
-that needs no network never loads one.
+Importing this package registers ``van_b0`` ... ``van_b6`` with timm: now if timm is already imported, else when it is
+imported. Public names are imported on first use. So ``import van`` takes milliseconds and does not import torch.
 """
 
 import importlib
@@ -18,18 +17,18 @@ if TYPE_CHECKING:
     from van.models.van import VAN
     from van.ops import large_kernel_attention
     from van.predict import Predictor
-    from van.preprocess import Preprocess
-    from van.results import Classes
+    from van.predictions import Classification
+    from van.preprocess import CenterCropPreprocess
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Checkpoint": "van.checkpoint",
-    "Classes": "van.results",
+    "Classification": "van.predictions",
     "Explainer": "van.explain",
     "LKA": "van.models.layers",
     "Predictor": "van.predict",
-    "Preprocess": "van.preprocess",
+    "CenterCropPreprocess": "van.preprocess",
     "VAN": "van.models.van",
     "VanError": "van.errors",
     "large_kernel_attention": "van.ops",
@@ -39,11 +38,11 @@ _HOMES = {
 __all__ = [
     "LKA",
     "VAN",
+    "CenterCropPreprocess",
     "Checkpoint",
-    "Classes",
+    "Classification",
     "Explainer",
     "Predictor",
-    "Preprocess",
     "VanError",
     "__version__",
     "large_kernel_attention",
@@ -52,11 +51,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "explain":  # a room with names of its own
+    if name == "explain":  # a subpackage with public names of its own
         return importlib.import_module("van.explain")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'van' has no attribute {name!r}; public names: {', '.join(__all__)}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    if name not in _MODULES:
+        raise AttributeError(f"module 'van' has no attribute {name!r}; expected one of {', '.join(__all__)}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""``python -m van``: the command line, for ``torchrun -m van`` and for machines without scripts on the path."""
+"""``python -m van``: the command line, for ``torchrun -m van`` and where scripts are not on the path."""
 
 from van.cli.main import command_line
 

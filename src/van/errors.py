@@ -1,26 +1,26 @@
-"""Every error this package raises on purpose.
+"""The exceptions of this package.
 
 ::
 
-    VanError                    exit status 1: the job failed
-    ├── UsageError              exit status 2: the request itself is wrong
+    VanError                    exit status 1: the command failed
+    ├── UsageError              exit status 2: an option or argument is wrong
     │   ├── MissingExtra        an optional package is not installed
     │   └── RunExists           the output folder already holds a run
-    ├── ShapeError              tensors or kernels that do not fit together
-    ├── PictureError            one picture cannot be read
-    ├── DataError               a data set is not laid out as it should be
-    │   └── NoSuchMarks         it holds no marks of the kind that is wanted
+    ├── ShapeError              tensors, kernels or sizes that do not match
+    ├── ImageError              an image cannot be read
+    ├── DataError               a dataset is missing, empty or invalid
+    │   └── MissingAnnotations  it has no annotations of the expected type
     ├── CheckpointError         a weights file cannot be used
     │   ├── TruncatedFile       it ends too early
-    │   ├── UnsafePickle        it holds something other than tensors and plain values
-    │   ├── HashMismatch        its content does not match the hash in its name
-    │   ├── UnknownFormat       its names belong to no known family
-    │   └── NamesMismatch       tensors are missing, left over, or of another shape
+    │   ├── UnsafePickle        it contains objects other than tensors and plain values
+    │   ├── HashMismatch        its sha256 does not match the hash in its name
+    │   ├── UnknownFormat       its tensor names match no known format
+    │   └── StateDictMismatch   tensors are missing, unexpected, or of another shape
     ├── HubError                a download failed
     ├── NonFiniteLoss           training produced a NaN or an infinity
-    └── Interrupted             a signal stopped the run after it had saved itself
+    └── Interrupted             a signal stopped the run, which saved a checkpoint first
 
-A message names the thing, the value seen and the value wanted, and says what to do.
+A message has the argument, file or id that is wrong, the expected value, the value got, and what to do.
 """
 
 from collections.abc import Sequence
@@ -28,43 +28,43 @@ from typing import Any
 
 
 class VanError(Exception):
-    """Root of the tree; ``exit_status`` is what the command line ends with."""
+    """Base class; ``exit_status`` is the exit status of the command line."""
 
     exit_status = 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as message and attributes, whatever ``__init__`` takes: errors come back from worker processes."""
-        return _revived, (type(self), self.args, self.__dict__)
+        """Pickle as message and attributes, not as arguments of ``__init__``: worker processes send errors back."""
+        return _unpickle, (type(self), self.args, self.__dict__)
 
 
 class UsageError(VanError):
-    """The request is wrong: a flag, an argument or a combination of them."""
+    """A wrong option, argument or combination of them."""
 
     exit_status = 2
 
 
 class MissingExtra(UsageError):
-    """The optional ``package`` is needed and absent; ``extra`` brings it."""
+    """The optional ``package`` is not installed; ``extra`` installs it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs the package {package!r}, which is not installed: "
-            f"pip install 'visual-attention-network[{extra}]'"
+            f"{purpose}: expected the package {package} to be installed; "
+            f"run pip install 'visual-attention-network[{extra}]'"
         )
         self.package = package
         self.extra = extra
 
 
 class RunExists(UsageError):
-    """``--out`` already holds a run, and nobody asked to go on with it."""
+    """``--out`` already holds a run, and ``--resume`` is not given."""
 
 
 class ShapeError(VanError, ValueError):
-    """Tensors, kernels or sizes that do not fit together."""
+    """Tensors, kernels or sizes that do not match."""
 
 
-class PictureError(VanError):
-    """One picture cannot be read; ``name`` says which."""
+class ImageError(VanError):
+    """An image cannot be read; ``name`` is its path, ``reason`` the cause."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
@@ -73,11 +73,11 @@ class PictureError(VanError):
 
 
 class DataError(VanError):
-    """A data set is missing, empty or laid out in another way than expected."""
+    """A dataset is missing, empty or invalid."""
 
 
-class NoSuchMarks(DataError):
-    """A folder holds no data set with boxes, masks or maps, whichever are wanted."""
+class MissingAnnotations(DataError):
+    """A dataset has no annotations of the expected type: boxes, masks or semantic maps."""
 
 
 class CheckpointError(VanError):
@@ -85,43 +85,43 @@ class CheckpointError(VanError):
 
 
 class TruncatedFile(CheckpointError):
-    """A weights file ends before its content does."""
+    """A weights file ends too early."""
 
 
 class UnsafePickle(CheckpointError):
-    """A pickle holds something other than tensors and plain values; nothing of it was run."""
+    """A pickle contains objects other than tensors and plain values; none of its code was run."""
 
 
 class HashMismatch(CheckpointError):
-    """A file's sha256 does not start with the digits in its name."""
+    """A file's sha256 does not start with the hash in its name."""
 
 
 class UnknownFormat(CheckpointError):
-    """A file's tensor names belong to no family this package knows."""
+    """A file's tensor names match no known format."""
 
 
-class NamesMismatch(CheckpointError):
-    """Strict loading failed; ``missing``, ``left_over`` and ``misshapen`` list every tensor."""
+class StateDictMismatch(CheckpointError):
+    """Strict loading failed; ``missing``, ``unexpected`` and ``mismatched`` list every tensor."""
 
     def __init__(
         self,
         source: str,
         *,
         missing: Sequence[str] = (),
-        left_over: Sequence[str] = (),
-        misshapen: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        mismatched: Sequence[str] = (),
         hint: str = "",
     ) -> None:
-        lines = [f"{source} does not fit the model."]
-        for title, names in (("missing", missing), ("left over", left_over), ("of another shape", misshapen)):
+        lines = [f"{source}: the state dict does not match the model."]
+        for title, names in (("missing", missing), ("unexpected", unexpected), ("shape mismatch", mismatched)):
             if names:
                 lines.append(f"  {title} ({len(names)}): {', '.join(names)}")
         if hint:
             lines.append(hint)
         super().__init__("\n".join(lines))
         self.missing = tuple(missing)
-        self.left_over = tuple(left_over)
-        self.misshapen = tuple(misshapen)
+        self.unexpected = tuple(unexpected)
+        self.mismatched = tuple(mismatched)
 
 
 class HubError(VanError):
@@ -129,23 +129,23 @@ class HubError(VanError):
 
 
 class NonFiniteLoss(VanError):
-    """Training met a NaN or an infinity; ``step`` and ``pictures`` say where."""
+    """A loss or gradient is NaN or infinite; ``step`` and ``images`` identify the batch."""
 
-    def __init__(self, what: str, step: int, pictures: Sequence[str], kept: str) -> None:
-        shown = ", ".join(pictures[:8]) + (f" and {len(pictures) - 8} more" if len(pictures) > 8 else "")
+    def __init__(self, quantity: str, step: int, images: Sequence[str], saved: str) -> None:
+        shown = ", ".join(images[:8]) + (f" and {len(images) - 8} more" if len(images) > 8 else "")
         super().__init__(
-            f"the {what} is not finite at step {step}; the pictures of that step: {shown}. "
-            f"{kept} Lower --lr, raise --warmup-epochs, clip with --clip-grad, or use --precision fp32."
+            f"step {step}: expected a finite {quantity}, got NaN or infinity; images of this step: {shown}. "
+            f"{saved} Lower --lr, raise --warmup-epochs, set --clip-grad, or use --precision fp32."
         )
         self.step = step
-        self.pictures = tuple(pictures)
+        self.images = tuple(images)
 
 
 class Interrupted(VanError):
-    """A signal stopped the run; it saved itself first and can be resumed."""
+    """A signal stopped the run; it saved a checkpoint first and can be resumed."""
 
 
-def _revived(kind: type[VanError], args: tuple[Any, ...], attributes: dict[str, Any]) -> VanError:
+def _unpickle(kind: type[VanError], args: tuple[Any, ...], attributes: dict[str, Any]) -> VanError:
     error = kind.__new__(kind, *args)
     error.__dict__.update(attributes)
     return error

@@ -1,4 +1,4 @@
-"""Pictures in, answers out: the one object that most users need."""
+"""``Predictor``: a network with its preprocessing and post-processing, from images to predictions."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -8,45 +8,50 @@ import torch
 from PIL import Image
 from torch import nn
 
-from van.errors import PictureError, UsageError
+from van.errors import ImageError, UsageError
 from van.export.formats import is_exported, open_session
 from van.export.session import ExportedNetwork
-from van.models.deploy import can_fuse, fuse
-from van.models.load import Loaded, in_channels_last, load, usable_device
-from van.models.tiles import in_view
-from van.pictures import Picture, open_pictures, read_chunks
-from van.preprocess import Preprocess, WholePreprocess
-from van.results import Boxes, Classes, Masks
-from van.tasks.base import Frame, Task
+from van.images import ImageInput, open_images, read_chunks
+from van.models.fusion import can_fuse, fuse
+from van.models.load import LoadedModel, load, resolve_device, to_channels_last
+from van.models.sliding_window import wrap_inference
+from van.predictions import Classification, Detections, Segmentation
+from van.preprocess import CenterCropPreprocess, ResizePreprocess
+from van.tasks.base import ImageMeta, Task
 from van.tasks.build import make_task
 
-Answer = Classes | Boxes | Masks
-"""What a network says of a picture: by its task classes, things, or a region for every pixel."""
+Prediction = Classification | Detections | Segmentation
+"""The prediction for one image, by the network's task."""
 
 
-def load_network(source: str | Path, *, device: str | torch.device | None = None, threads: int | None = None) -> Loaded:
-    """What ``van.models.load.load`` gives of any network, or of an exported file with its session for a network.
+def load_network(
+    source: str | Path, *, device: str | torch.device | None = None, threads: int | None = None
+) -> LoadedModel:
+    """Load a network with ``van.models.load.load``, or an exported file with its session in place of the network.
 
     Args:
         source: see ``Predictor.load``.
-        device, threads: of an exported file's runtime; the CPU if ``device`` is None or ``auto``.
+        device, threads: for an exported file's runtime; the CPU if ``device`` is None or ``auto``.
 
     Raises:
         CheckpointError, HubError, MissingExtra, UsageError: see ``Predictor.load``.
     """
     if not is_exported(source):
         if threads is not None:
-            raise UsageError(f"threads is {threads}, and {source} is no exported file; use torch.set_num_threads")
+            raise UsageError(
+                f"threads: expected None for {source}, which is not an exported file, got {threads}; "
+                "use torch.set_num_threads"
+            )
         return load(source)
     session = open_session(source, threads=threads, device="cpu" if device in (None, "auto") else str(device))
     header = session.header
     assert isinstance(session, ExportedNetwork)
-    return Loaded(
+    return LoadedModel(
         model=session,
         name=header.model,
         options=header.model_options,
         task=header.task,
-        labels=header.labels,
+        class_names=header.class_names,
         preprocess=header.preprocess,
         task_options=header.task_options,
         notes=header.notes,
@@ -54,121 +59,125 @@ def load_network(source: str | Path, *, device: str | torch.device | None = None
 
 
 class Predictor:
-    """Answers what is in pictures, by a network and the preprocessing that belongs to it.
+    """A network with its preprocessing and post-processing; call it with images to get predictions.
 
-    ``model`` is the network as it was loaded; pictures go through a copy fused for speed. Of an exported file it is
-    the session, which is asked as it is.
+    ``model`` is the network as loaded; predictions use a copy fused for speed. For an exported file ``model`` is the
+    session.
 
     Args:
-        loaded: what ``load_network`` gave; most callers use ``Predictor.load``.
-        device: where to run; the GPU where there is one if None or ``auto``. A session was told when it was opened.
-        min_score: detection only: what scores less is no answer; 0.3 if None.
-        tile_px: semantic segmentation only: see pictures at their own size through a sliding window of so many
-            pixels. What is held in memory does not grow with the picture's height; 0 sees the whole at once.
-        multi_scale: semantic segmentation only: the mean over six scales and their mirror images.
+        loaded: from ``load_network``; most callers use ``Predictor.load``.
+        device: the GPU if available if None or ``auto``; ignored for an exported file, whose session has a device.
+        min_score: detection only: minimum score of a detection; 0.3 if None.
+        tile_size: semantic segmentation only: side of the tiles of sliding-window inference at the image's original
+            size, in pixels. The memory it takes does not grow with the image's height; 0 predicts the whole image at
+            once.
+        multi_scale: semantic segmentation only: average over six scales with horizontal flips.
 
     Raises:
-        UsageError: the network has no classes, its task cannot be seen so, or the device is not here.
+        UsageError: the network has no classes, an argument does not apply to its task, or the device is not available.
     """
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LoadedModel,
         *,
         device: str | torch.device | None = None,
         min_score: float | None = None,
-        tile_px: int = 0,
+        tile_size: int = 0,
         multi_scale: bool = False,
     ) -> None:
-        loaded.want_answers()
-        self.device = torch.device("cpu") if isinstance(loaded.model, ExportedNetwork) else usable_device(device)
-        self.model: nn.Module = in_channels_last(loaded.model.eval(), self.device)
-        fused = in_channels_last(fuse(self.model), self.device) if can_fuse(self.model) else self.model
-        self._network = in_view(fused, task=loaded.task, tile_px=tile_px, multi_scale=multi_scale).eval()
-        self.preprocess: Preprocess | WholePreprocess = loaded.preprocess
-        self.labels = loaded.labels
+        loaded.check_can_predict()
+        self.device = torch.device("cpu") if isinstance(loaded.model, ExportedNetwork) else resolve_device(device)
+        self.model: nn.Module = to_channels_last(loaded.model.eval(), self.device)
+        fused = to_channels_last(fuse(self.model), self.device) if can_fuse(self.model) else self.model
+        self._network = wrap_inference(fused, task=loaded.task, tile_size=tile_size, multi_scale=multi_scale).eval()
+        self.preprocess: CenterCropPreprocess | ResizePreprocess = loaded.preprocess
+        self.class_names = loaded.class_names
         self.notes = loaded.notes
         options = dict(loaded.task_options)
         if min_score is not None:
             if loaded.task not in ("detect", "instances"):
-                raise UsageError(f"min_score is for networks that give boxes; this one's task is {loaded.task}")
+                raise UsageError(f"min_score: expected a network for detect or instances, got one for {loaded.task}")
             options["min_score"] = min_score
-        self.task: Task = make_task(loaded.task, loaded.labels, options)
-        self._own_size = tile_px > 0
+        self.task: Task = make_task(loaded.task, loaded.class_names, options)
+        self._without_resize = tile_size > 0
 
     @classmethod
     def load(cls, source: str | Path, *, threads: int | None = None, **options: Any) -> "Predictor":
         """Load from a checkpoint, a public weights file, an exported file, or a model name such as ``van_b2``.
 
         Args:
-            source: which of them.
-            threads: of an exported file's runtime; as many as it likes if None.
-            options: those of ``Predictor``.
+            source: path or name.
+            threads: for an exported file's runtime; its default if None.
+            options: keyword arguments of ``Predictor``.
 
         Raises:
             CheckpointError: the file cannot be used.
             HubError: the weights cannot be downloaded.
             MissingExtra: the runtime of an exported file is not installed.
-            UsageError: there is no file and no model of that name; or see ``Predictor``.
+            UsageError: there is neither a file nor a model of that name; or see ``Predictor``.
         """
         return cls(load_network(source, device=options.get("device"), threads=threads), **options)
 
     @overload
-    def __call__(self, pictures: Picture) -> Any: ...
+    def __call__(self, images: ImageInput) -> Any: ...
     @overload
-    def __call__(self, pictures: Iterable[Picture]) -> list[Any]: ...
+    def __call__(self, images: Iterable[ImageInput]) -> list[Any]: ...
 
-    def __call__(self, pictures: Picture | Iterable[Picture]) -> Any:
-        """What is in one picture, or in several seen in one batch, in their order.
+    def __call__(self, images: ImageInput | Iterable[ImageInput]) -> Any:
+        """Predict one image, or several images in one batch; return one prediction, or a list in the same order.
 
-        The answer is a ``Classes``, a ``Boxes`` or a ``Masks`` of ``van.results``, by the network's task.
+        A prediction is a ``Classification``, ``Detections`` or ``Segmentation`` of ``van.predictions``, by the
+        network's task.
 
         Args:
-            pictures: paths, file contents or PIL pictures.
+            images: paths, file contents or PIL images.
 
         Raises:
-            PictureError: one of them cannot be read.
-            UsageError: one of them is something else, such as an array.
+            ImageError: one of them cannot be read.
+            UsageError: one of them has another type, such as an array.
         """
-        if isinstance(pictures, Picture):
-            return self([pictures])[0]
-        named = open_pictures(pictures)
-        return self._answer([picture for _, picture in named], [name for name, _ in named])
+        if isinstance(images, ImageInput):
+            return self([images])[0]
+        opened = open_images(images)
+        return self._predict([image for _, image in opened], [name for name, _ in opened])
 
-    def stream(self, paths: Iterable[Path | str], *, batch_size: int = 16) -> Iterator[Answer | PictureError]:
-        """Answer for many files in batches, in order; an unreadable one gives its error instead of an answer.
+    def stream(self, paths: Iterable[Path | str], *, batch_size: int = 16) -> Iterator[Prediction | ImageError]:
+        """Yield predictions of many files in order, in batches; yield the error in place of an unreadable file.
 
         Raises:
             UsageError: ``batch_size`` is less than 1.
         """
         if batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}; wanted at least 1")
+            raise UsageError(f"batch_size: expected at least 1, got {batch_size}")
+        # A generator would check its arguments only when it is first iterated.
         return self._stream(paths, batch_size)
 
-    def _stream(self, paths: Iterable[Path | str], batch_size: int) -> Iterator[Answer | PictureError]:
+    def _stream(self, paths: Iterable[Path | str], batch_size: int) -> Iterator[Prediction | ImageError]:
         for chunk in read_chunks(paths, batch_size):
-            readable = [(name, picture) for name, picture in chunk if not isinstance(picture, PictureError)]
-            answers = iter(self._answer([picture for _, picture in readable], [name for name, _ in readable]))
-            for _, picture in chunk:
-                yield picture if isinstance(picture, PictureError) else next(answers)
+            readable = [(name, image) for name, image in chunk if not isinstance(image, ImageError)]
+            predictions = iter(self._predict([image for _, image in readable], [name for name, _ in readable]))
+            for _, image in chunk:
+                yield image if isinstance(image, ImageError) else next(predictions)
 
-    def _answer(self, pictures: list[Image.Image], names: list[str]) -> list[Answer]:
-        if not pictures:
+    def _predict(self, images: list[Image.Image], names: list[str]) -> list[Prediction]:
+        if not images:
             return []
-        seen = [self._seen(picture) for picture in pictures]
-        frames = [
-            Frame(name, (picture.height, picture.width), (tensor.shape[1], tensor.shape[2]))
-            for name, picture, tensor in zip(names, pictures, seen, strict=True)
+        tensors = [self._preprocess(image) for image in images]
+        image_metas = [
+            ImageMeta(name, (image.height, image.width), (tensor.shape[1], tensor.shape[2]))
+            for name, image, tensor in zip(names, images, tensors, strict=True)
         ]
-        return self.of_tensors(seen, frames)
+        return self.predict_tensors(tensors, image_metas)
 
-    def of_tensors(self, tensors: Sequence[torch.Tensor] | torch.Tensor, frames: Sequence[Frame]) -> list[Answer]:
-        """What is in pictures that are preprocessed already, seen in one batch, in their order.
+    def predict_tensors(
+        self, tensors: Sequence[torch.Tensor] | torch.Tensor, image_metas: Sequence[ImageMeta]
+    ) -> list[Prediction]:
+        """Predict preprocessed images in one batch; return the predictions in the same order.
 
         Args:
-            tensors: as ``preprocess`` gives them, float32, (3, H, W) each; for a network that classifies, several of
-                one size may come as one (N, 3, H, W).
-            frames: the name of each and, where answers lie in the picture, its sizes.
+            tensors: outputs of ``preprocess``, float32, (3, H, W) each; for a classifier also one batch (N, 3, H, W).
+            image_metas: name of each image and, except for classification, its original size and its input size.
         """
         batch = tensors if isinstance(tensors, torch.Tensor) else self.task.stack(tensors)
         with torch.inference_mode():
@@ -176,9 +185,9 @@ class Predictor:
                 outputs = self._network(batch.to(self.device, memory_format=torch.channels_last))
             else:
                 outputs = self._network([tensor.to(self.device) for tensor in batch])
-        return list(self.task.decode(outputs, frames))
+        return list(self.task.decode(outputs, image_metas))
 
-    def _seen(self, picture: Image.Image) -> torch.Tensor:
-        if self._own_size and isinstance(self.preprocess, WholePreprocess):
-            return self.preprocess.at_own_size(picture)
-        return self.preprocess(picture)
+    def _preprocess(self, image: Image.Image) -> torch.Tensor:
+        if self._without_resize and isinstance(self.preprocess, ResizePreprocess):
+            return self.preprocess.without_resize(image)
+        return self.preprocess(image)

@@ -1,9 +1,9 @@
-"""Registering VAN with timm without importing timm.
+"""Lazy registration of VAN with timm, without importing timm.
 
-timm knows a model once the module that defines it was imported, and that module needs timm and
-torch: seconds. So the import waits for timm's own: a finder on ``sys.meta_path`` sees ``import timm``,
-lets it happen, imports ``van.models.van`` after it, and is gone. Merely looking for timm
-(``importlib.util.find_spec``, as many libraries do) leaves the finder in its place.
+timm registers a model when the module that defines it is imported, and that module needs timm and torch, which take
+seconds to import. So a finder on ``sys.meta_path`` waits for ``import timm``, lets it happen, imports
+``van.models.van`` after it, and removes itself. Merely checking for timm (``importlib.util.find_spec``, as many
+libraries do) leaves the finder in place.
 """
 
 import importlib
@@ -14,19 +14,19 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-_MODELS = "van.models.van"
+_MODEL_MODULE = "van.models.van"
 
 
 def register_with_timm() -> None:
-    """Make timm know van_b0 ... van_b6: now if timm is loaded, else as soon as it is."""
+    """Register van_b0 ... van_b6 with timm: now if timm is imported, else as soon as it is."""
     if "timm" in sys.modules:
-        importlib.import_module(_MODELS)
-    elif not any(isinstance(finder, _AfterTimm) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterTimm())
+        importlib.import_module(_MODEL_MODULE)
+    elif not any(isinstance(finder, _TimmFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TimmFinder())
 
 
-class _AfterTimm(importlib.abc.MetaPathFinder):
-    """Steps aside for every import but that of timm."""
+class _TimmFinder(importlib.abc.MetaPathFinder):
+    """A finder that handles the import of timm and no other."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -34,31 +34,31 @@ class _AfterTimm(importlib.abc.MetaPathFinder):
         if fullname != "timm":
             return None
         finders = list(sys.meta_path)
-        later = finders[finders.index(self) + 1 :] if self in finders else finders
-        for finder in later:
+        others = finders[finders.index(self) + 1 :] if self in finders else finders
+        for finder in others:
             spec = finder.find_spec(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _ThenVan(spec.loader)
+                    spec.loader = _TimmLoader(spec.loader)
                 return spec
         return None
 
 
-class _ThenVan(importlib.abc.Loader):
-    """Loads timm as its own loader would, then VAN."""
+class _TimmLoader(importlib.abc.Loader):
+    """A loader that loads timm with timm's own loader, then imports VAN."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)  # get_data, get_source, ...: whatever timm's own loader offers
+        return getattr(self.loader, name)  # get_data, get_source, ...: whatever timm's own loader has
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         if module.__spec__ is not None:
-            module.__spec__.loader = module.__loader__ = self.loader  # leave timm as it would be without us
+            module.__spec__.loader = module.__loader__ = self.loader  # timm must not see this wrapper
         self.loader.exec_module(module)
-        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _AfterTimm)]
-        importlib.import_module(_MODELS)
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _TimmFinder)]
+        importlib.import_module(_MODEL_MODULE)

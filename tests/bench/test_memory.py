@@ -1,4 +1,4 @@
-"""The peak of a call is seen, whether or not its memory is given back, and by whom it was held before."""
+"""Peak memory of a call, independent of earlier allocations."""
 
 from pathlib import Path
 
@@ -6,52 +6,52 @@ import pytest
 import torch
 
 from van.bench import memory
-from van.bench.memory import with_peak_growth
+from van.bench.memory import measure_peak_memory
 
 CPU = torch.device("cpu")
 MEGABYTES_200 = 200_000_000
 LAG = 1_000_000
-"""Bytes by which the kernel's count may be behind."""
+"""Bytes by which the value of the Linux kernel may lag."""
 
 
 def take(count: int) -> int:
-    """Touch ``count`` bytes, hold them for a moment, give them back."""
+    """Allocate, write and free ``count`` bytes."""
     return int(torch.ones(count // 4)[-1].item())
 
 
-def test_what_a_call_takes_and_gives_back_is_counted_each_time():
-    for _ in range(3):  # the second time the memory may come from what the first one freed
-        answer, grown = with_peak_growth(lambda: take(MEGABYTES_200), device=CPU)
-        assert answer == 1
-        assert grown is not None
-        assert MEGABYTES_200 - LAG <= grown < 1.1 * MEGABYTES_200
+def test_memory_freed_within_the_call_is_counted_each_time():
+    for _ in range(3):  # later iterations may reuse memory that was freed before
+        result, peak_bytes = measure_peak_memory(lambda: take(MEGABYTES_200), device=CPU)
+        assert result == 1
+        assert peak_bytes is not None
+        assert MEGABYTES_200 - LAG <= peak_bytes < 1.1 * MEGABYTES_200
 
 
-def test_many_small_pieces_are_counted_like_a_large_one():
+def test_many_small_tensors_are_counted():
     for _ in range(2):
-        _, grown = with_peak_growth(lambda: [torch.ones(25_000) for _ in range(1000)], device=CPU)
-        assert grown is not None
-        assert 100_000_000 - LAG <= grown < 130_000_000
+        _, peak_bytes = measure_peak_memory(lambda: [torch.ones(25_000) for _ in range(1000)], device=CPU)
+        assert peak_bytes is not None
+        assert 100_000_000 - LAG <= peak_bytes < 130_000_000
 
 
-def test_what_was_held_before_is_not_counted():
-    """The control: the same bytes, taken outside."""
+def test_memory_allocated_before_is_not_counted():
+    """The control: the same bytes, allocated before the call."""
     held = torch.ones(MEGABYTES_200 // 4)
-    _, grown = with_peak_growth(lambda: held.numel(), device=CPU)
-    assert grown is not None
-    assert grown < 5_000_000
+    _, peak_bytes = measure_peak_memory(lambda: held.numel(), device=CPU)
+    assert peak_bytes is not None
+    assert peak_bytes < 5_000_000
 
 
-def test_an_earlier_peak_is_forgotten():
+def test_earlier_peaks_are_ignored():
     take(2 * MEGABYTES_200)
-    _, grown = with_peak_growth(lambda: take(50_000_000), device=CPU)
-    assert grown is not None
-    assert 50_000_000 - LAG <= grown < 60_000_000
+    _, peak_bytes = measure_peak_memory(lambda: take(50_000_000), device=CPU)
+    assert peak_bytes is not None
+    assert 50_000_000 - LAG <= peak_bytes < 60_000_000
 
 
-AGAIN_AND_AGAIN = """
+REPEATED_CALLS = """
 import torch
-from van.bench.memory import with_peak_growth
+from van.bench.memory import measure_peak_memory
 
 def layers():
     x = torch.ones(5_000_000)
@@ -59,30 +59,32 @@ def layers():
         x = x + 1
 
 for _ in range(4):
-    print(with_peak_growth(layers, device=torch.device("cpu"))[1])
+    print(measure_peak_memory(layers, device=torch.device("cpu"))[1])
     torch.ones(50_000_000)
     layers()
 """
 
 
-def test_the_same_call_takes_the_same_whatever_the_process_did_before(run_python):
-    """Ten tensors of 20 MB, two at a time alive. Once it has freed a large block, the C library would keep others."""
-    for grown in map(int, run_python(AGAIN_AND_AGAIN).split()):
-        assert 40_000_000 - LAG <= grown < 45_000_000
+def test_measurement_does_not_depend_on_earlier_allocations(run_python):
+    """Ten tensors of 20 MB, two alive at a time. After freeing a large block the C library would keep others."""
+    for peak_bytes in map(int, run_python(REPEATED_CALLS).split()):
+        assert 40_000_000 - LAG <= peak_bytes < 45_000_000
 
 
-def test_a_system_that_counts_nothing_answers_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_unsupported_systems_return_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "_CLEAR", tmp_path / "missing" / "clear_refs")
-    assert with_peak_growth(lambda: 7, device=CPU) == (7, None)
+    assert measure_peak_memory(lambda: 7, device=CPU) == (7, None)
     monkeypatch.setattr(memory, "_CLEAR", tmp_path / "clear_refs")
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "status")
     (tmp_path / "status").write_text("Name:\tpython\n")
-    assert with_peak_growth(lambda: 7, device=CPU) == (7, None)
+    assert measure_peak_memory(lambda: 7, device=CPU) == (7, None)
 
 
 @pytest.mark.gpu
-def test_a_gpu_s_peak_is_counted():
+def test_peak_gpu_memory_is_counted():
     device = torch.device("cuda")
-    _, grown = with_peak_growth(lambda: torch.ones(MEGABYTES_200 // 4, device=device).sum().item(), device=device)
-    assert grown is not None
-    assert MEGABYTES_200 <= grown < 1.1 * MEGABYTES_200
+    _, peak_bytes = measure_peak_memory(
+        lambda: torch.ones(MEGABYTES_200 // 4, device=device).sum().item(), device=device
+    )
+    assert peak_bytes is not None
+    assert MEGABYTES_200 <= peak_bytes < 1.1 * MEGABYTES_200

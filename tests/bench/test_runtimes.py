@@ -1,4 +1,4 @@
-"""The measured file answers on both runtimes as PyTorch does, for another number of pictures than it was made with."""
+"""Runtimes match PyTorch for batch sizes other than the one of the export."""
 
 import sys
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from explain.small import small
+from explain.small_models import small
 from van.bench.runtimes import OnnxRuntimeSession, OpenVinoSession, write_onnx
 from van.errors import MissingExtra
-from van.models.deploy import fuse
+from van.models.fusion import fuse
 from van.ops import use_backend
 
 
 @pytest.fixture(scope="module")
 def network():
-    return small(size_px=32)
+    return small(image_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -24,21 +24,21 @@ def onnx_file(network, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_runtimes_answer_as_pytorch_does(network, onnx_file, count):
-    pictures = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(count))
+def test_runtimes_match_pytorch(network, onnx_file, count):
+    images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(count))
     with torch.inference_mode(), use_backend("reference"):
-        right = network.model(pictures)
+        right = network.model(images)
     for session in (
         OnnxRuntimeSession(onnx_file, batch_size=count, threads=1),
-        OpenVinoSession(onnx_file, shape=tuple(pictures.shape), threads=1),
+        OpenVinoSession(onnx_file, shape=tuple(images.shape), threads=1),
     ):
-        torch.testing.assert_close(session.answer(pictures), right, rtol=0, atol=1e-6)
+        torch.testing.assert_close(session.run(images), right, rtol=0, atol=1e-6)
 
 
-def test_an_absent_runtime_is_named(onnx_file, monkeypatch):
+def test_missing_runtime_raises_missing_extra(onnx_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(MissingExtra, match="measuring this way to run a network needs the package 'onnxruntime'"):
+    with pytest.raises(MissingExtra, match="onnxruntime"):
         OnnxRuntimeSession(onnx_file, batch_size=1, threads=1)
-    with pytest.raises(MissingExtra, match="measuring this way to run a network needs the package 'openvino'"):
+    with pytest.raises(MissingExtra, match="openvino"):
         OpenVinoSession(onnx_file, shape=(1, 3, 32, 32), threads=1)

@@ -1,4 +1,4 @@
-"""What every test of a verb has: the command line in this process, tiny folders, a network of three colours."""
+"""Fixtures for tests of the command line: ``van`` in this process, small datasets and checkpoints."""
 
 import io
 import sys
@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import pytest
 
-from data.made import COLOURS, running, write_checkpoint, write_classes
-from data.made_marked import write_marked_checkpoint, write_scenes
+from datasets.synthetic import COLORS, process_state, write_checkpoint, write_classes
+from datasets.synthetic_annotated import write_dense_checkpoint, write_scenes
 from van.cli.main import main
 
 
 class Ran(NamedTuple):
-    """How a command ended, and what it printed."""
+    """The exit status and output of a command."""
 
     status: int
     out: str
@@ -22,22 +22,22 @@ class Ran(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
-    before = running()
+def check_no_leaked_processes() -> Iterator[None]:
+    before = process_state()
     yield
-    assert running() == before
+    assert process_state() == before
 
 
 @pytest.fixture
 def van(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    """Run ``van`` with these arguments in this process; nothing it prints may look like a crash."""
-    monkeypatch.setenv("COLUMNS", "300")  # so that no message is broken over lines
+    """Run ``van`` with these arguments in this process; fails on a traceback."""
+    monkeypatch.setenv("COLUMNS", "300")  # so that --help wraps no line below the widest layout
 
     def run(*arguments: object, stdin: bytes = b"") -> Ran:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
         try:
             status = main([str(argument) for argument in arguments])
-        except SystemExit as ending:  # --help and flags that cannot be read end here
+        except SystemExit as ending:  # --help
             status = int(ending.code or 0)
         printed = capsys.readouterr()
         assert "Traceback" not in printed.out + printed.err
@@ -47,33 +47,33 @@ def van(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(scope="session")
-def colours(tmp_path_factory) -> Path:
-    """Three colours: four pictures each to learn from and three held out. Not to be changed."""
-    root = tmp_path_factory.mktemp("data") / "colours"
-    write_classes(root / "train", dict.fromkeys(COLOURS, 4))
-    write_classes(root / "val", dict.fromkeys(COLOURS, 3), first_seed=500)
+def colors(tmp_path_factory) -> Path:
+    """Class folders of three colors: four training and three validation images each. Read-only."""
+    root = tmp_path_factory.mktemp("data") / "colors"
+    write_classes(root / "train", dict.fromkeys(COLORS, 4))
+    write_classes(root / "val", dict.fromkeys(COLORS, 3), first_seed=500)
     return root
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
-    """A van_b0 of the three colours, 32 px. Not to be changed."""
+    """A van_b0 classifier of the three colors, 32 px. Read-only."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "best.safetensors")
 
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
-    """Two digit scenes of 64 px to learn from and four held out, in COCO's and ADE20K's layouts. Not to be changed."""
+    """Two training and four validation scenes of digits, 64 px, in COCO and ADE20K formats. Read-only."""
     return write_scenes(tmp_path_factory.mktemp("scenes") / "scenes", train=2)
 
 
 @pytest.fixture(scope="session")
-def marked(tmp_path_factory) -> Callable[[str], Path]:
-    """The checkpoint of a task over the scenes' classes, made when first asked for. Not to be changed."""
-    folder = tmp_path_factory.mktemp("marked")
+def dense_checkpoint(tmp_path_factory) -> Callable[[str], Path]:
+    """Return the checkpoint of a task for the classes of ``scenes``, written on first use. Read-only."""
+    folder = tmp_path_factory.mktemp("dense")
 
     def checkpoint_of(task: str) -> Path:
         path = folder / f"{task}.safetensors"
-        return path if path.exists() else write_marked_checkpoint(path, task)
+        return path if path.exists() else write_dense_checkpoint(path, task)
 
     return checkpoint_of

@@ -1,4 +1,4 @@
-"""``van design``: the paper's table 2 and its best dilations, on the command line."""
+"""``van design``: table 2 of the paper and its best dilations."""
 
 import json
 
@@ -12,37 +12,37 @@ TABLE_2 = {
     256: (28_901_376, 178_432, 84_480),
     512: (115_605_504, 487_936, 300_032),
 }
-"""arXiv:2202.09741: channels, then the weights of a standard convolution, MobileNet's split, and LKA; K = 21."""
+"""arXiv:2202.09741: channels, then parameters of a standard convolution, MobileNet's decomposition, and LKA; K = 21."""
 
 
 @pytest.mark.parametrize("channels", TABLE_2)
-def test_json_holds_the_paper_s_table(van, channels):
+def test_json_has_the_parameters_and_macs_of_table_2(van, channels):
     ran = van("design", "--channels", channels, "--size", 7, "--json")
     assert (ran.status, ran.err) == (0, "")
     record = json.loads(ran.out)
     weights = dict(zip(("standard", "mobilenet", "lka"), TABLE_2[channels], strict=True))
     assert record["parameters"] == weights
     assert record["macs"] == {name: count * 49 for name, count in weights.items()}
-    shape = {"kernel_size": 21, "dilation": 3, "local_size": 5, "dilated_size": 7, "reach_px": 23}
+    shape = {"kernel_size": 21, "dilation": 3, "local_size": 5, "dilated_size": 7, "receptive_field": 23}
     assert {name: record[name] for name in shape} == shape
 
 
 @pytest.mark.parametrize(("kernel", "dilation"), [(7, 2), (14, 3), (21, 3), (28, 4), (35, 4), (53, 5), (1, 1)])
-def test_the_best_dilation_is_the_paper_s(van, kernel, dilation):
+def test_the_best_dilation_is_that_of_the_paper(van, kernel, dilation):
     assert json.loads(van("design", "--kernel", kernel, "--json").out)["dilation"] == dilation
     assert f"best dilation {dilation}: " in van("design", "--kernel", kernel).out
 
 
-def test_the_table_shows_the_same_numbers_and_marks_the_best(van):
+def test_the_table_has_the_same_numbers_and_labels_the_best(van):
     text = van("design", "--channels", "32").out
     for count in TABLE_2[32]:
         assert f"{count:,}" in text
-    marked = [line for line in text.splitlines() if "<- best" in line]
-    assert len(marked) == 1
-    assert marked[0].split()[0] == "d=3:"
+    best = [line for line in text.splitlines() if "<- best" in line]
+    assert len(best) == 1
+    assert best[0].split()[0] == "d=3:"
 
 
-def test_the_plot_is_a_picture_and_leaves_the_json_alone(van, tmp_path):
+def test_the_plot_is_a_png_and_json_is_not_mixed_with_notes(van, tmp_path):
     target = tmp_path / "plots" / "costs.png"
     ran = van("design", "--kernel", "35", "--plot", target, "--json")
     assert ran.status == 0
@@ -53,6 +53,6 @@ def test_the_plot_is_a_picture_and_leaves_the_json_alone(van, tmp_path):
         assert min(drawn.size) > 200
 
 
-def test_the_largest_kernel_is_drawn_too(van, tmp_path):
+def test_the_largest_kernel_is_plotted(van, tmp_path):
     assert van("design", "--kernel", "10000", "--plot", tmp_path / "costs.png").status == 0
     assert (tmp_path / "costs.png").stat().st_size > 1000

@@ -1,14 +1,15 @@
-"""How the files of this project look: short, named for what they hold, and naming no package registry."""
+"""Source files are short, documented, named for what they contain, and name no package registry."""
 
 import ast
 import subprocess
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-PYTHON = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "examples").rglob("*.py"))]
+PYTHON = [
+    *SOURCES,
+    *(path for folder in ("tests", "examples", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))),
+]
 JUNK_DRAWERS = {"utils", "util", "common", "helpers", "helper", "core", "misc", "shared", "tools", "stuff"}
 DOT = "."
 REGISTRIES = [
@@ -56,21 +57,25 @@ def test_the_lock_file_pins_by_hash_and_holds_no_address():
     assert lock.count("--hash=sha256:") > lock.count("==")
 
 
-@pytest.mark.parametrize("path", PYTHON, ids=short)
-def test_a_file_is_short_enough_to_be_read(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 400
+def trees() -> list[tuple[str, ast.Module]]:
+    return [(short(path), ast.parse(path.read_text(encoding="utf-8"))) for path in SOURCES]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=short)
-def test_a_source_file_says_what_it_is_for_and_is_no_junk_drawer(path):
-    names = set(path.relative_to(ROOT / "src").with_suffix("").parts)
-    assert not names & JUNK_DRAWERS
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), "no docstring"
+def test_files_have_at_most_500_lines():
+    lengths = {short(path): len(path.read_text(encoding="utf-8").splitlines()) for path in PYTHON}
+    assert {name: lines for name, lines in lengths.items() if lines > 500} == {}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=short)
-def test_functions_are_under_60_lines(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
-    assert {name: lines for name, lines in lengths.items() if lines >= 60} == {}
+def test_every_module_has_a_docstring_and_a_name_that_says_what_it_holds():
+    assert [name for name, tree in trees() if not ast.get_docstring(tree)] == []
+    assert [name for name, _ in trees() if set(Path(name).with_suffix("").parts) & JUNK_DRAWERS] == []
+
+
+def test_functions_have_at_most_80_lines():
+    lengths = {
+        f"{name}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for name, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > 80} == {}

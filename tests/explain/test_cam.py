@@ -1,4 +1,4 @@
-"""Every method against its definition, written here by hand with autograd, and against pytorch-grad-cam's own loop."""
+"""Every method equals its definition, computed with autograd, and the result of pytorch-grad-cam's own loop."""
 
 import numpy as np
 import pytest
@@ -6,24 +6,24 @@ import timm
 import torch
 from torch import nn
 
-from explain.small import SMALL_CONVNEXT, SMALL_SWIN, small
+from explain.small_models import SMALL_CONVNEXT, SMALL_SWIN, small
 from van.errors import ShapeError, UsageError
-from van.explain.cam import METHODS, activation_map, recorded
+from van.explain.cam import METHODS, activation_map, record_activations
 from van.explain.layers import Layer, find_layer
 
 
-def maps_of(network, pictures, classes, *, method="grad-cam", layer=None):
-    """(N, h, w): our map of one class in each picture."""
+def maps_of(network, images, classes, *, method="grad-cam", layer=None):
+    """Return the map (N, h, w) of one class in each image."""
     layer = layer or find_layer(network)
-    with recorded(layer) as records:
-        logits = network(pictures)
+    with record_activations(layer) as records:
+        logits = network(images)
         score = logits[range(len(classes)), list(classes)].sum()
     return activation_map(method, layer, records[0], score, network)
 
 
-def by_hand(network, pictures, classes):
-    """The maps of a VAN's last block and their gradients, by running what follows it here."""
-    x = pictures
+def activations_and_gradients(network, images, classes):
+    """Return the activations of a VAN's last block and their gradients, by running the rest of the network here."""
+    x = images
     for stage in (1, 2, 3):
         x = getattr(network, f"norm{stage}")(
             getattr(network, f"block{stage}")(getattr(network, f"patch_embed{stage}")(x))
@@ -71,23 +71,23 @@ DEFINITIONS = {
 
 @pytest.mark.parametrize("size", [(96, 96), (101, 67)])
 @pytest.mark.parametrize("method", METHODS)
-def test_on_van_every_method_is_its_definition(method, size):
+def test_every_method_equals_its_definition_on_van(method, size):
     network = small().model.double()
-    pictures = torch.randn(2, 3, *size, dtype=torch.float64)
-    wanted = DEFINITIONS[method](*by_hand(network, pictures, (1, 3))).clamp(min=0)
-    found = maps_of(network, pictures, (1, 3), method=method)
+    images = torch.randn(2, 3, *size, dtype=torch.float64)
+    expected = DEFINITIONS[method](*activations_and_gradients(network, images, (1, 3))).clamp(min=0)
+    found = maps_of(network, images, (1, 3), method=method)
     assert found.dtype == np.float32
-    scale = float(wanted.max())
+    scale = float(expected.max())
     assert scale > 0
-    np.testing.assert_allclose(found / scale, wanted.numpy() / scale, rtol=0, atol=1e-5)  # kept in float32
+    np.testing.assert_allclose(found / scale, expected.numpy() / scale, rtol=0, atol=1e-5)  # kept in float32
 
 
-def test_hires_cam_would_be_nothing_before_a_layer_norm():
-    """Why it is not offered: scaling a cell changes nothing behind the norm, so its gradient is across it."""
+def test_hires_cam_is_zero_before_a_layer_norm():
+    """The reason for its absence: the norm is invariant to the scale of a cell, so gradient and cell are orthogonal."""
     network = small().model.double()
-    maps, gradients = by_hand(network, torch.randn(2, 3, 96, 96, dtype=torch.float64), (1, 3))
+    maps, gradients = activations_and_gradients(network, torch.randn(2, 3, 96, 96, dtype=torch.float64), (1, 3))
     each = gradients * maps
-    assert (each.sum(1).abs() / each.abs().sum(1)).max() < 1e-4  # eps of the norm is all that is left
+    assert (each.sum(1).abs() / each.abs().sum(1)).max() < 1e-4  # what remains is due to the eps of the norm
 
 
 class TwoLayers(nn.Module):
@@ -104,7 +104,7 @@ class TwoLayers(nn.Module):
         return self.linear(self.convolution(x).mean(dim=(2, 3)))
 
 
-def test_two_layers_computed_on_paper():
+def test_the_map_of_two_layers_equals_the_one_computed_by_hand():
     """Maps x and -x; d score_0 / d maps is (3, 1) / 4 everywhere, so the map is relu(3x - x) / 4 = relu(x) / 2."""
     network = TwoLayers()
     layer = Layer("convolution", network.convolution, network, 1)
@@ -113,14 +113,14 @@ def test_two_layers_computed_on_paper():
     np.testing.assert_allclose(maps_of(network, x, (1,), layer=layer)[0], [[0, 1.0], [0, 0]])  # relu(-2x) / 4
 
 
-def test_before_a_pooled_linear_classifier_grad_cam_is_zhou_s_cam():
-    """Zhou et al. 2016: the classifier's weights, applied to every cell. A ResNet ends so."""
+def test_grad_cam_before_a_pooled_linear_classifier_is_cam():
+    """Zhou et al. 2016: the classifier's weights, applied to every cell; a ResNet ends with such a classifier."""
     network = timm.create_model("resnet10t", num_classes=4).eval()
-    pictures = torch.randn(2, 3, 97, 130)
+    images = torch.randn(2, 3, 97, 130)
     with torch.no_grad():
-        maps = network.forward_features(pictures)
+        maps = network.forward_features(images)
         cam = torch.einsum("nkhw,nk->nhw", maps, network.fc.weight[[2, 0]]).clamp(min=0) / maps[0, 0].numel()
-    np.testing.assert_allclose(maps_of(network, pictures, (2, 0)), cam.numpy(), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(maps_of(network, images, (2, 0)), cam.numpy(), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -131,38 +131,38 @@ def test_before_a_pooled_linear_classifier_grad_cam_is_zhou_s_cam():
         ("convnext_tiny", SMALL_CONVNEXT),
     ],
 )
-def test_pytorch_grad_cam_s_own_loop_gives_the_same_map_scaled(name, options):
+def test_the_scaled_map_equals_that_of_pytorch_grad_cam(name, options):
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.image import scale_cam_image
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     network = small(name, **options).model
-    pictures = torch.randn(2, 3, 128, 128)
+    images = torch.randn(2, 3, 128, 128)
     layer = find_layer(network)
     reshape = (lambda output: output.permute(0, 3, 1, 2)) if name.startswith("swin") else None
-    ours = maps_of(network, pictures, (0, 2))
-    with pytorch_grad_cam.GradCAM(network, [layer.module], reshape_transform=reshape) as theirs:
-        wanted = theirs(pictures, targets=[ClassifierOutputTarget(0), ClassifierOutputTarget(2)])
-    assert wanted.max() > 0.9
-    twice = scale_cam_image(scale_cam_image(ours, (128, 128)))  # as they do
-    np.testing.assert_allclose(twice, wanted, rtol=0, atol=1e-4)
+    actual = maps_of(network, images, (0, 2))
+    with pytorch_grad_cam.GradCAM(network, [layer.module], reshape_transform=reshape) as reference:
+        expected = reference(images, targets=[ClassifierOutputTarget(0), ClassifierOutputTarget(2)])
+    assert expected.max() > 0.9
+    twice = scale_cam_image(scale_cam_image(actual, (128, 128)))  # as pytorch-grad-cam does
+    np.testing.assert_allclose(twice, expected, rtol=0, atol=1e-4)
 
 
-def test_a_score_that_does_not_depend_on_the_layer_is_told():
+def test_a_score_that_does_not_depend_on_the_layer_is_rejected():
     network = small().model
     layer = find_layer(network)
-    with recorded(layer) as records:
+    with record_activations(layer) as records:
         network(torch.zeros(1, 3, 64, 64))
-    with pytest.raises(ShapeError, match="the score does not depend on layer stage4"):
+    with pytest.raises(ShapeError, match="layer stage4"):
         activation_map("grad-cam", layer, records[0], torch.ones((), requires_grad=True) * 2, network)
 
 
-def test_an_unknown_method_and_a_decomposition_of_too_many_cells_are_refused():
+def test_unknown_methods_and_too_many_cells_are_rejected():
     network = small().model
     layer = find_layer(network, "stage1")
-    with recorded(layer) as records:
+    with record_activations(layer) as records:
         score = network(torch.zeros(1, 3, 320, 320)).sum()
-    with pytest.raises(UsageError, match="there is no method 'gradcam'; known: grad-cam, grad-cam"):
+    with pytest.raises(UsageError, match=r"method.*grad-cam.*'gradcam'"):
         activation_map("gradcam", layer, records[0], score, network)
-    with pytest.raises(ShapeError, match=r"eigen-cam of 6,400 cells would need 0\.2 GB; choose a deeper layer"):
+    with pytest.raises(ShapeError, match=r"eigen-cam.*6,400.*stage1.*0\.2 GB"):
         activation_map("eigen-cam", layer, records[0], score, network)

@@ -1,28 +1,28 @@
-"""One exported file of each kind, for tests that only read it."""
+"""Exported files that several tests read."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 
-from export.made import classifier, written
+from export.networks import build_classifier, export_file
 
 
 @pytest.fixture(scope="session")
 def network():
-    return classifier()
+    return build_classifier()
 
 
 @pytest.fixture(scope="session")
 def onnx_file(network, tmp_path_factory) -> Path:
-    """For any number of pictures of 32 px. Not to be changed."""
-    return written(network, tmp_path_factory.mktemp("onnx"), dynamic=True, source="0" * 64)
+    """Return a file for batches of any size of 32 px images; tests must not change it."""
+    return export_file(network, tmp_path_factory.mktemp("onnx"), dynamic=True, source="0" * 64)
 
 
 @pytest.fixture(scope="session")
 def xml_file(network, tmp_path_factory) -> Path:
-    """For any number of pictures of 32 px, with its .bin. Not to be changed."""
-    return written(network, tmp_path_factory.mktemp("openvino"), "openvino", dynamic=True)
+    """Return a file, with its .bin, for batches of any size of 32 px images; tests must not change it."""
+    return export_file(network, tmp_path_factory.mktemp("openvino"), "openvino", dynamic=True)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The header comes back as it was, and the seal notices every change."""
+"""Headers survive a round trip, and the checksum detects every change."""
 
 import dataclasses
 import json
@@ -6,18 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from export.made import LABELS
+from export.networks import LABELS
 from van.errors import CheckpointError, HashMismatch, TruncatedFile
-from van.export.header import UNSEALED, Header, check_seal, open_sealed_json, seal, sealed_json
-from van.preprocess import Preprocess, WholePreprocess
+from van.export.header import (
+    CHECKSUM_PLACEHOLDER,
+    Header,
+    header_with_checksum,
+    read_header_with_checksum,
+    verify_checksum,
+    write_checksum,
+)
+from van.preprocess import CenterCropPreprocess, ResizePreprocess
 
 HEADER = Header(
     task="classify",
     model="van_b0",
-    labels=LABELS,
-    preprocess=Preprocess(size_px=96, mean=(0.1, 0.2, 0.3)),
+    class_names=LABELS,
+    preprocess=CenterCropPreprocess(image_size=96, mean=(0.1, 0.2, 0.3)),
     format="onnx",
-    inputs={"pictures": (None, 3, 96, 96)},
+    inputs={"images": (None, 3, 96, 96)},
     outputs=("logits",),
     precision="float16",
     dynamic=True,
@@ -29,8 +36,8 @@ HEADER = Header(
 )
 
 
-@pytest.mark.parametrize("rule", [HEADER.preprocess, WholePreprocess(short_px=64, long_px=99)])
-def test_a_header_comes_back_equal_from_one_line_of_ascii(rule):
+@pytest.mark.parametrize("rule", [HEADER.preprocess, ResizePreprocess(min_size=64, max_size=99)])
+def test_a_header_survives_a_round_trip_through_one_line_of_ascii(rule):
     header = dataclasses.replace(HEADER, preprocess=rule)
     text = header.to_json()
     assert text.isascii()
@@ -39,86 +46,91 @@ def test_a_header_comes_back_equal_from_one_line_of_ascii(rule):
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "fact"),
     [
-        ({"labels": "cat"}, "labels"),
+        ({"class_names": "cat"}, "class_names"),
         ({"dynamic": 1}, "dynamic"),
         ({"precision": "float8"}, "precision"),
         ({"version": 2}, "version 1"),
         ({"extra": 1}, "extra"),
-        ({"preprocess": {"size_px": 32}}, "preprocess holds size_px"),
-        ({"inputs": {"pictures": 3}}, "not iterable"),
+        ({"preprocess": {"image_size": 32}}, "image_size"),
+        ({"inputs": {"images": 3}}, "not iterable"),
     ],
 )
-def test_a_header_that_is_not_ours_is_refused_with_its_name_and_the_file(change, named):
+def test_an_invalid_header_is_rejected_with_the_field_and_the_file(change, fact):
     text = json.dumps({**json.loads(HEADER.to_json()), **change})
-    with pytest.raises(CheckpointError, match=f"network.onnx: .*{named}"):
+    with pytest.raises(CheckpointError, match=f"network.onnx: .*{fact}"):
         Header.from_json(text, path="network.onnx")
 
 
 @pytest.mark.parametrize("text", ["", "null", "[1]", "{", "[" * 100_000])
-def test_text_that_is_no_header_is_refused(text):
-    with pytest.raises(CheckpointError, match="its header is"):
+def test_text_that_is_no_header_is_rejected(text):
+    with pytest.raises(CheckpointError, match="header"):
         Header.from_json(text)
 
 
 @pytest.fixture
-def sealed(tmp_path) -> tuple[Path, Path]:
+def files(tmp_path) -> tuple[Path, Path]:
     path, other = tmp_path / "network.xml", tmp_path / "network.bin"
-    path.write_bytes(b"before " + UNSEALED.encode() + b" after")
+    path.write_bytes(b"before " + CHECKSUM_PLACEHOLDER.encode() + b" after")
     other.write_bytes(b"weights")
-    seal(path, other)
+    write_checksum(path, other)
     return path, other
 
 
-def test_a_sealed_file_is_accepted_and_every_single_changed_byte_is_refused(sealed):
-    path, other = sealed
-    check_seal(path, other)
-    for each in (path, other):
-        content = each.read_bytes()
-        for place in range(len(content)):
-            each.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+def test_an_unchanged_file_is_accepted_and_every_single_changed_byte_is_rejected(files):
+    path, other = files
+    verify_checksum(path, other)
+    for file in (path, other):
+        content = file.read_bytes()
+        for offset in range(len(content)):
+            file.write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
             with pytest.raises(CheckpointError):
-                check_seal(path, other)
-        each.write_bytes(content)
-    check_seal(path, other)
+                verify_checksum(path, other)
+        file.write_bytes(content)
+    verify_checksum(path, other)
 
 
-def test_what_is_cut_off_swapped_or_missing_is_refused(sealed):
-    path, other = sealed
+def test_truncated_swapped_and_missing_files_are_rejected(files):
+    path, other = files
     content = path.read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
         with pytest.raises(CheckpointError):
-            check_seal(path, other)
+            verify_checksum(path, other)
     path.write_bytes(b"")
-    with pytest.raises(TruncatedFile, match="is empty"):
-        check_seal(path, other)
+    with pytest.raises(TruncatedFile, match=r"network\.xml"):
+        verify_checksum(path, other)
     path.write_bytes(content)
     other.write_bytes(b"weights of another network")
     with pytest.raises(HashMismatch, match=r"network\.xml and network\.bin"):
-        check_seal(path, other)
+        verify_checksum(path, other)
     other.unlink()
-    with pytest.raises(CheckpointError, match=r"network\.bin: no such file; it belongs beside network\.xml"):
-        check_seal(path, other)
+    with pytest.raises(CheckpointError, match=r"network\.bin: .*network\.xml"):
+        verify_checksum(path, other)
 
 
-def test_a_file_with_two_seals_is_refused_because_neither_is_meant(tmp_path):
+def test_a_file_with_two_checksums_is_rejected_as_ambiguous(tmp_path):
     path = tmp_path / "twice"
-    path.write_bytes(2 * UNSEALED.encode())
-    with pytest.raises(CheckpointError, match="holds 2 seals of this package, wanted one"):
-        seal(path)
+    path.write_bytes(2 * CHECKSUM_PLACEHOLDER.encode())
+    with pytest.raises(CheckpointError, match=r"twice.*1.*2"):
+        write_checksum(path)
 
 
-def test_a_header_in_a_container_is_bound_to_the_parts_beside_it():
-    parts = [("weights", b"abc"), ("graph", b"def")]
-    text = sealed_json(HEADER, parts)
-    assert open_sealed_json(text, parts, path="x") == HEADER
-    for other in ([("weights", b"abd"), parts[1]], parts[::-1], parts[:1], [("weights", b"abcdef"), ("graph", b"")]):
+def test_a_header_in_a_container_is_bound_to_the_other_entries():
+    entries = [("weights", b"abc"), ("graph", b"def")]
+    text = header_with_checksum(HEADER, entries)
+    assert read_header_with_checksum(text, entries, path="x") == HEADER
+    for other in (
+        [("weights", b"abd"), entries[1]],
+        entries[::-1],
+        entries[:1],
+        [("weights", b"abcdef"), ("graph", b"")],
+    ):
         with pytest.raises(HashMismatch):
-            open_sealed_json(text, other, path="x")
+            read_header_with_checksum(text, other, path="x")
     with pytest.raises(HashMismatch):
-        open_sealed_json(text.replace("one & two", "two & one"), parts, path="x")
+        read_header_with_checksum(text.replace("one & two", "two & one"), entries, path="x")
     for damaged in ("", "[]", "{}", '{"header": 1}'):
-        with pytest.raises(CheckpointError, match="x: its header is damaged"):
-            open_sealed_json(damaged, parts, path="x")
+        with pytest.raises(CheckpointError, match=r"x: .*header"):
+            read_header_with_checksum(damaged, entries, path="x")

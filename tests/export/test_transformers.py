@@ -1,4 +1,4 @@
-"""Networks with a transformer on VAN answer from their exports as in PyTorch: boxes of queries, and their masks."""
+"""Exported transformer detectors and Mask2Former predict as in PyTorch."""
 
 import dataclasses
 import statistics
@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from export.made import pictures, reopened, right_answer, tensors, with_head
-from export.test_onnx import want_the_same_things
+from export.networks import build_with_head, export_and_open, images, reference_output, tensors
+from export.test_onnx import assert_same_detections
 from van.errors import ShapeError
+from van.export.decode_panoptic import TracedMaskHead
 from van.export.formats import FORMATS
-from van.export.panoptic import MaskHeads
 from van.export.session import ExportedNetwork
 from van.export.verify import TOLERANCES, verify, write_verified
 from van.export.writing import ExportOptions, prepare
 
 DETECTORS = ("d_fine", "rt_detr_v2", "deformable_detr")
-SEEN = (64, 96)
+INPUT_SIZE = (64, 96)
 SIZES = ((64, 96), (50, 70), (64, 96), (61, 66))
-"""Of pictures that share a canvas, though not their own size."""
+"""Sizes of images with the same padded size."""
 
 CASES = [
     (head, format_)
@@ -27,83 +27,83 @@ CASES = [
     for format_ in FORMATS
     if format_ != "aot-inductor" or head in ("rt_detr_v2", "mask2former")
 ]
-"""Machine code takes a minute to compile, and one network of queries stands for all."""
+"""Compilation takes a minute, so one detector represents all."""
 
 
-def want_the_same_masks(found, right):
-    for ours, theirs in zip(found, right, strict=True):
+def assert_same_masks(outputs, expected):
+    for ours, theirs in zip(outputs, expected, strict=True):
         for name in ("class_logits", "mask_logits"):
             torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=2e-5 * theirs[name].abs().max().item())
 
 
-def want_the_same(head, found, right):
-    (want_the_same_masks if head == "mask2former" else want_the_same_things)(found, right)
+def assert_same_outputs(head, outputs, expected):
+    (assert_same_masks if head == "mask2former" else assert_same_detections)(outputs, expected)
 
 
 @pytest.mark.parametrize("head", [*DETECTORS, "mask2former"])
-def test_the_graph_that_every_format_is_made_of_answers_as_the_network(head):
-    loaded = with_head(head)
-    prepared = prepare(loaded, ExportOptions(seen=SEEN), format="torch-export")
+def test_the_traced_graph_predicts_as_the_network(head):
+    loaded = build_with_head(head)
+    prepared = prepare(loaded, ExportOptions(input_size=INPUT_SIZE), format="torch-export")
     program = prepared.program()
     graph: Any = program.module()
-    assert not program.range_constraints  # nor the checks of sizes that brought them, which others cannot run
+    assert not program.range_constraints  # constraints come with shape checks, which other runtimes cannot run
     assert not [node for node in program.graph.nodes if "_is_all_true" in str(node.target)]
     session = ExportedNetwork(prepared.header, lambda inputs: graph(*inputs.values()))
     with torch.inference_mode():
-        want_the_same(head, session(tensors(*SIZES)), right_answer(loaded, tensors(*SIZES)))
-    with pytest.raises(ShapeError, match="exported for pictures of 3 x 64 x"):
+        assert_same_outputs(head, session(tensors(*SIZES)), reference_output(loaded, tensors(*SIZES)))
+    with pytest.raises(ShapeError, match="3 x 64 x"):
         session(tensors((65, 96)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("head", "format_"), CASES)
-def test_every_runtime_answers_as_the_network(head, format_, tmp_path):
-    loaded = with_head(head)
-    session = reopened(loaded, tmp_path, format_, seen=SEEN)
-    want_the_same(head, session(tensors(*SIZES)), right_answer(loaded, tensors(*SIZES)))
+def test_every_runtime_predicts_as_the_network(head, format_, tmp_path):
+    loaded = build_with_head(head)
+    session = export_and_open(loaded, tmp_path, format_, input_size=INPUT_SIZE)
+    assert_same_outputs(head, session(tensors(*SIZES)), reference_output(loaded, tensors(*SIZES)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["deformable_detr", "mask2former"])
-def test_batches_of_fixed_size_are_filled_up(head, tmp_path):
-    loaded = with_head(head)
-    session = reopened(loaded, tmp_path, "openvino", seen=SEEN, batch_size=3)
-    want_the_same(head, session(tensors(*SIZES)), right_answer(loaded, tensors(*SIZES)))
+def test_batches_of_fixed_size_are_padded(head, tmp_path):
+    loaded = build_with_head(head)
+    session = export_and_open(loaded, tmp_path, "openvino", input_size=INPUT_SIZE, batch_size=3)
+    assert_same_outputs(head, session(tensors(*SIZES)), reference_output(loaded, tensors(*SIZES)))
 
 
-def test_self_attention_with_four_axes_is_that_of_transformers():
-    loaded = with_head("mask2former")
+def test_self_attention_with_separate_axes_equals_that_of_transformers():
+    loaded = build_with_head("mask2former")
     layer = loaded.model.segmenter.model.transformer_module.decoder.layers[0]
-    theirs, (hidden, places) = layer.self_attn, torch.randn(2, 7, 3, 64, generator=torch.Generator().manual_seed(0))
-    ours = MaskHeads(loaded.model).network.segmenter.model.transformer_module.decoder.layers[0].self_attn
+    theirs, (hidden, positions) = layer.self_attn, torch.randn(2, 7, 3, 64, generator=torch.Generator().manual_seed(0))
+    ours = TracedMaskHead(loaded.model).network.segmenter.model.transformer_module.decoder.layers[0].self_attn
     assert ours is not theirs
     with torch.inference_mode():
-        found, _ = ours(hidden_states=hidden, position_embeddings=places)
-        right, _ = theirs(hidden_states=hidden, position_embeddings=places)
-        unplaced, _ = theirs(hidden_states=hidden, position_embeddings=torch.zeros_like(places))
-    torch.testing.assert_close(found, right, rtol=0, atol=1e-6)
-    assert (unplaced - right).abs().max() > 1e-3
+        attended, _ = ours(hidden_states=hidden, position_embeddings=positions)
+        expected, _ = theirs(hidden_states=hidden, position_embeddings=positions)
+        without_positions, _ = theirs(hidden_states=hidden, position_embeddings=torch.zeros_like(positions))
+    torch.testing.assert_close(attended, expected, rtol=0, atol=1e-6)
+    assert (without_positions - expected).abs().max() > 1e-3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["retinanet", *DETECTORS])
 def test_half_is_written_and_within_its_tolerance(head, tmp_path):
-    loaded, path = with_head(head), tmp_path / "network.onnx"
-    options = ExportOptions(half=True, seen=(64, 64))
-    found = write_verified(loaded, path, FORMATS["onnx"], options=options, pictures=pictures(3, (64, 64)))
-    assert 1e-5 < found.relative < TOLERANCES["float16"]  # more than float32's own, so that it is float16 indeed
+    loaded, path = build_with_head(head), tmp_path / "network.onnx"
+    options = ExportOptions(half=True, input_size=(64, 64))
+    verification = write_verified(loaded, path, FORMATS["onnx"], options=options, images=images(3, (64, 64)))
+    assert 1e-5 < verification.relative_diff < TOLERANCES["float16"]  # above float32's, so it is float16
     assert FORMATS["onnx"].open(path).header.precision == "float16"
 
 
 @pytest.mark.slow
-def test_masks_in_half_differ_by_rounding_unless_it_moves_where_the_attention_looks(tmp_path):
-    """It looks where a mask is above one half: on so few cells a moved edge changes every query, in some pictures."""
-    loaded, path, seen = with_head("mask2former"), tmp_path / "network.onnx", pictures(7, (64, 64))
-    options = ExportOptions(half=True, seen=(64, 64))
-    write_verified(loaded, path, FORMATS["onnx"], options=options, pictures=seen, tolerance=0.3)
-    found = [verify(FORMATS["onnx"].open(path), loaded, [picture]) for picture in seen]
-    assert 1e-5 < statistics.median(each.relative for each in found) < TOLERANCES["float16"]
-    assert all(each.agreement >= 0.8 for each in found)
+def test_half_masks_differ_by_rounding_unless_it_changes_the_masked_attention(tmp_path):
+    """Queries attend where a mask exceeds 0.5: on so few cells a moved edge changes every query in some images."""
+    loaded, path, inputs = build_with_head("mask2former"), tmp_path / "network.onnx", images(7, (64, 64))
+    options = ExportOptions(half=True, input_size=(64, 64))
+    write_verified(loaded, path, FORMATS["onnx"], options=options, images=inputs, tolerance=0.3)
+    verifications = [verify(FORMATS["onnx"].open(path), loaded, [image]) for image in inputs]
+    assert 1e-5 < statistics.median(each.relative_diff for each in verifications) < TOLERANCES["float16"]
+    assert all(each.agreement >= 0.8 for each in verifications)
 
 
 @pytest.mark.slow
@@ -115,45 +115,45 @@ def test_masks_in_half_differ_by_rounding_unless_it_moves_where_the_attention_lo
         "segmenter.model.pixel_level_module.decoder.encoder.layers.0.self_attn.sampling_offsets.bias",
     ],
 )
-def test_a_changed_weight_of_a_panoptic_network_is_noticed(changed, mask_session):
+def test_a_changed_weight_of_a_panoptic_network_is_detected(changed, mask_session):
     session, loaded = mask_session
-    seen = pictures(2, (64, 64))
-    found = verify(session, loaded, seen)
-    assert found.within(TOLERANCES["float32"])
-    assert found.agreement == 1.0
+    inputs = images(2, (64, 64))
+    verification = verify(session, loaded, inputs)
+    assert verification.is_within(TOLERANCES["float32"])
+    assert verification.agreement == 1.0
     weight = loaded.model.get_parameter(changed)
     before = weight.detach().clone()
     with torch.no_grad():
         weight.mul_(1.01)
     try:
-        found = verify(session, loaded, seen)
+        verification = verify(session, loaded, inputs)
     finally:
         with torch.no_grad():
             weight.copy_(before)
-    assert found.agreement > 0.9
-    assert not found.within(TOLERANCES["float32"])
+    assert verification.agreement > 0.9
+    assert not verification.is_within(TOLERANCES["float32"])
 
 
-def test_other_classes_of_queries_are_no_agreement():
-    loaded = with_head("mask2former")
-    header = prepare(loaded, ExportOptions(seen=(64, 64)), format="onnx").header
+def test_different_query_classes_lower_the_agreement():
+    loaded = build_with_head("mask2former")
+    header = prepare(loaded, ExportOptions(input_size=(64, 64)), format="onnx").header
 
-    class Reversed:
-        """A session whose queries say the opposite."""
+    class Negated:
+        """A session with negated class logits."""
 
-        def __call__(self, seen):
-            return [{**one, "class_logits": -one["class_logits"]} for one in right_answer(loaded, seen)]
+        def __call__(self, inputs):
+            return [{**one, "class_logits": -one["class_logits"]} for one in reference_output(loaded, inputs)]
 
-    session = Reversed()
+    session = Negated()
     session.header = header
-    found = verify(session, loaded, pictures(1, (64, 64)))
-    assert found.agreement < 0.1
-    session.header = dataclasses.replace(header, labels=header.labels[::-1])
-    assert not verify(session, loaded, pictures(1, (64, 64))).same_labels
+    verification = verify(session, loaded, images(1, (64, 64)))
+    assert verification.agreement < 0.1
+    session.header = dataclasses.replace(header, class_names=header.class_names[::-1])
+    assert not verify(session, loaded, images(1, (64, 64))).class_names_match
 
 
 @pytest.fixture(scope="module")
 def mask_session(tmp_path_factory):
-    """A panoptic network and a session on its export."""
-    loaded = with_head("mask2former")
-    return reopened(loaded, tmp_path_factory.mktemp("masks"), "torch-export", seen=(64, 64)), loaded
+    """Return a session on an exported panoptic network, and the network."""
+    loaded = build_with_head("mask2former")
+    return export_and_open(loaded, tmp_path_factory.mktemp("masks"), "torch-export", input_size=(64, 64)), loaded

@@ -1,12 +1,12 @@
-"""Networks whose every number matters: fresh ones have shifts of zero and layer scales that hide mistakes."""
+"""Networks whose parameters all affect the output; new ones have zero shifts and small layer scales, hiding bugs."""
 
 import timm
 import torch
 from torch import nn
 
 
-def lively_norm(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
-    """Give a BatchNorm statistics, factors and shifts that all differ from their defaults."""
+def randomize_norm(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """Set statistics, weights and biases of a BatchNorm to values that all differ from their defaults."""
     generator = torch.Generator().manual_seed(norm.num_features)
     for tensor, low, high in ((norm.weight, 0.5, 1.5), (norm.bias, -0.5, 0.5)):
         nn.init.uniform_(tensor, low, high, generator=generator)
@@ -17,13 +17,13 @@ def lively_norm(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
     return norm
 
 
-def lively(name: str) -> nn.Module:
-    """A float64 VAN in evaluation with lively norms, biases and layer scales, and ten classes."""
+def random_van(name: str) -> nn.Module:
+    """Return a float64 VAN in evaluation with random norms, biases and layer scales, and ten classes."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10).double().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            lively_norm(module)
+            randomize_norm(module)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "layer_scale" in parameter_name:

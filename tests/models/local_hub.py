@@ -1,7 +1,7 @@
-"""A hub on this machine: the few requests that huggingface_hub makes for one file, answered from memory.
+"""A local hub: a server for the few requests that huggingface_hub makes for one file.
 
-``repositories`` maps a repository to its files. A file's content may be wrapped in ``Short`` (fewer
-bytes than announced) or replaced by a status code.
+``repositories`` maps a repository to its files. A file's content may be wrapped in ``Short`` (fewer bytes than
+Content-Length) or replaced by a status code.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ COMMIT = "a" * 40
 
 @dataclasses.dataclass(frozen=True)
 class Short:
-    """A transfer that ends early: ``content`` is announced, half of it sent."""
+    """A transfer that ends early: the Content-Length is that of ``content``, and half of it is sent."""
 
     content: bytes
 
 
 class LocalHub(ThreadingHTTPServer):
-    """Serves on a free port of the loopback interface until the block ends or somebody gets /stop."""
+    """A server on a free port of the loopback interface, until the block ends or /stop is requested."""
 
     daemon_threads = True
 
@@ -48,12 +48,12 @@ class _Handler(BaseHTTPRequestHandler):
     server: LocalHub
 
     def do_HEAD(self) -> None:
-        self._answer(with_body=False)
+        self._respond(with_body=False)
 
     def do_GET(self) -> None:
-        self._answer(with_body=True)
+        self._respond(with_body=True)
 
-    def _answer(self, *, with_body: bool) -> None:
+    def _respond(self, *, with_body: bool) -> None:
         self.server.requests.append(f"{self.command} {self.path}")
         if self.path == "/stop":
             self.server.shutdown()
@@ -67,7 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             return self._send(404, {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}, b"")
         if isinstance(content, int):
-            return self._send(content, {}, b"out of order")
+            return self._send(content, {}, b"error")
         whole = content.content if isinstance(content, Short) else content
         headers = {"ETag": f'"{hashlib.sha256(whole).hexdigest()}"', "X-Repo-Commit": COMMIT}
         if not with_body:

@@ -19,8 +19,8 @@ from van.models.tensor_files import check_hash, read_tensors
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2), "n": torch.tensor(7)}
 
 
-class Marked:
-    """A pickle of this creates ``path`` when somebody runs it."""
+class CreatesFile:
+    """An object whose pickle creates ``path`` when it is loaded without restrictions."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -30,7 +30,7 @@ class Marked:
 
 
 class Settings:
-    """A class of somebody's training script."""
+    """A class of a training script."""
 
 
 def save_safetensors(content: dict, path: Path) -> None:
@@ -50,14 +50,14 @@ KINDS = {
 }
 
 
-def assert_equal(found: dict, wanted: dict) -> None:
-    assert list(found) == list(wanted)
-    assert all(found[name].equal(wanted[name]) for name in wanted)
+def assert_equal(actual: dict, expected: dict) -> None:
+    assert list(actual) == list(expected)
+    assert all(actual[name].equal(expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".bin", ".safetensors", ".dat", ""])
-def test_the_kind_is_told_from_the_content_not_from_the_name(kind, suffix, tmp_path):
+def test_the_format_is_detected_from_the_content_and_not_from_the_name(kind, suffix, tmp_path):
     path = tmp_path / f"file{suffix}"
     KINDS[kind](TENSORS, path)
     tensors, header = read_tensors(path)
@@ -66,27 +66,27 @@ def test_the_kind_is_told_from_the_content_not_from_the_name(kind, suffix, tmp_p
 
 
 @pytest.mark.parametrize("container", ["state_dict", "model", "state_dict_ema", "model_ema", None])
-def test_tensors_are_found_in_every_container(container, tmp_path):
+def test_tensors_are_read_from_every_container(container, tmp_path):
     path = tmp_path / "file.pth"
     content = collections.OrderedDict(TENSORS) if container is None else {"epoch": 3, container: TENSORS, "best": 0.7}
     torch.save(content, path)
     assert_equal(read_tensors(path)[0], TENSORS)
 
 
-def test_averaged_weights_are_wanted_before_plain_ones(tmp_path):
+def test_ema_weights_are_preferred_to_plain_ones(tmp_path):
     plain = {name: tensor + 1 for name, tensor in TENSORS.items()}
     torch.save({"state_dict": plain, "state_dict_ema": TENSORS}, tmp_path / "file.pth")
     assert_equal(read_tensors(tmp_path / "file.pth")[0], TENSORS)
 
 
-def test_plain_values_beside_the_tensors_are_left_out(tmp_path):
+def test_plain_values_beside_the_tensors_are_skipped(tmp_path):
     torch.save({**TENSORS, "epoch": 3, "name": "x", "shape": [1, 2]}, tmp_path / "file.pth")
     assert_equal(read_tensors(tmp_path / "file.pth")[0], TENSORS)
 
 
 def hostile(tmp_path: Path) -> dict[str, tuple[object, str]]:
     return {
-        "a call": (Marked(tmp_path / "ran"), "open"),
+        "a call": (CreatesFile(tmp_path / "ran"), "open"),
         "a class": (Settings(), "Settings"),
         "a whole network": (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
         "a date": (datetime.datetime(2022, 5, 1), "datetime.datetime"),
@@ -96,38 +96,38 @@ def hostile(tmp_path: Path) -> dict[str, tuple[object, str]]:
 
 
 @pytest.mark.parametrize("name", hostile(Path()))
-@pytest.mark.parametrize("way", ["zip", "legacy", "zip protocol 4", "plain 2", "plain 4", "plain 5"])
-def test_a_pickle_with_anything_else_is_refused_and_nothing_of_it_runs(name, way, tmp_path):
-    content, told = hostile(tmp_path)[name]
+@pytest.mark.parametrize("layout", ["zip", "legacy", "zip protocol 4", "plain 2", "plain 4", "plain 5"])
+def test_a_pickle_with_other_objects_is_refused_and_no_code_runs(name, layout, tmp_path):
+    content, global_name = hostile(tmp_path)[name]
     path, whole = tmp_path / "file.pth", {"state_dict": TENSORS, "args": content}
-    if way.startswith("plain"):
-        path.write_bytes(pickle.dumps({"args": content}, protocol=int(way[-1])))
-    elif way == "legacy":
+    if layout.startswith("plain"):
+        path.write_bytes(pickle.dumps({"args": content}, protocol=int(layout[-1])))
+    elif layout == "legacy":
         save_legacy(whole, path)
     else:
-        torch.save(whole, path, pickle_protocol=4 if way.endswith("4") else 2)
-    with pytest.raises(UnsafePickle, match="Nothing of it was run") as caught:
+        torch.save(whole, path, pickle_protocol=4 if layout.endswith("4") else 2)
+    with pytest.raises(UnsafePickle, match="No code") as caught:
         read_tensors(path)
-    assert told in str(caught.value)
+    assert global_name in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
 
-def test_the_hostile_pickle_would_have_run(tmp_path):
-    """The control: Python's own unpickler does create the file."""
-    pickle.loads(pickle.dumps(Marked(tmp_path / "ran"))).close()
+def test_the_hostile_pickle_runs_under_pythons_unpickler(tmp_path):
+    """Negative control: Python's own unpickler does create the file."""
+    pickle.loads(pickle.dumps(CreatesFile(tmp_path / "ran"))).close()
     assert (tmp_path / "ran").exists()
 
 
-def test_reading_leaves_no_allowance_behind(tmp_path):
+def test_reading_does_not_change_torchs_safe_globals(tmp_path):
     KINDS["zip with Namespace"](TENSORS, tmp_path / "file.pth")
     before = set(torch.serialization.get_safe_globals())
     read_tensors(tmp_path / "file.pth")
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-# A file's name may carry the first digits of its sha256.
+# A file's name may contain the first digits of its sha256.
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".bin", ".pt", ".safetensors"])
@@ -140,7 +140,7 @@ def test_a_hash_in_the_name_is_checked(suffix, tmp_path):
         assert_equal(read_tensors(good)[0], TENSORS)
     wrong = "0" * 8 if digest[:8] != "0" * 8 else "1" * 8
     bad = (tmp_path / "file").rename(tmp_path / f"van-tiny_20220501-{wrong}{suffix}")
-    with pytest.raises(HashMismatch, match=f"starts with {wrong}, the content's starts with {digest[:8]}"):
+    with pytest.raises(HashMismatch, match=f"{wrong}.*{digest[:8]}"):
         read_tensors(bad)
 
 
@@ -161,10 +161,10 @@ def test_eight_digits_that_are_no_date_are_a_hash(tmp_path):
         read_tensors(tmp_path / "van-30220501.pth")
 
 
-# Files that end too early, or are something else.
+# Truncated files, and files of other formats.
 
 
-def refusal_of(content: bytes, folder: Path) -> CheckpointError:
+def error_of(content: bytes, folder: Path) -> CheckpointError:
     path = folder / "cut.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
@@ -175,28 +175,29 @@ def refusal_of(content: bytes, folder: Path) -> CheckpointError:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_cut_anywhere_is_refused_in_words(kind, tmp_path):
+def test_a_file_truncated_anywhere_is_refused(kind, tmp_path):
     KINDS[kind](TENSORS, tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
     lengths = sorted({*range(40), *range(40, len(whole), max(1, len(whole) // 150)), len(whole) - 1})
-    refusals = [refusal_of(whole[:length], tmp_path) for length in lengths]
-    told_as_cut = [isinstance(refusal, TruncatedFile) for refusal in refusals]
-    assert all(cut for length, cut in zip(lengths, told_as_cut, strict=True) if length > 8)  # from there the kind shows
+    errors = [error_of(whole[:length], tmp_path) for length in lengths]
+    # the first 8 bytes are not enough to detect the format
+    longer = [error for length, error in zip(lengths, errors, strict=True) if length > 8]
+    assert all(isinstance(error, TruncatedFile) for error in longer)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_of_real_size_cut_in_the_middle_is_told_as_cut(kind, tmp_path):
+def test_a_larger_file_truncated_in_the_middle_is_reported_as_truncated(kind, tmp_path):
     KINDS[kind]({"a": torch.randn(300, 300), "b": torch.randn(50_000)}, tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
-    for share in (0.1, 0.3, 0.5, 0.7, 0.9, 0.999):
-        refusal = refusal_of(whole[: int(share * len(whole))], tmp_path)
-        assert isinstance(refusal, TruncatedFile)
-        assert "again" in str(refusal)
+    for fraction in (0.1, 0.3, 0.5, 0.7, 0.9, 0.999):
+        error = error_of(whole[: int(fraction * len(whole))], tmp_path)
+        assert isinstance(error, TruncatedFile)
+        assert "again" in str(error)
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), kind=st.sampled_from(list(KINDS)))
-def test_a_damaged_file_is_read_or_refused_but_never_crashes(data, kind, tmp_path_factory):
+def test_a_damaged_file_is_read_or_refused_without_other_exceptions(data, kind, tmp_path_factory):
     folder = tmp_path_factory.mktemp("damaged")
     KINDS[kind](TENSORS, folder / "whole.pth")
     content = bytearray((folder / "whole.pth").read_bytes())
@@ -216,40 +217,40 @@ def test_a_damaged_file_is_read_or_refused_but_never_crashes(data, kind, tmp_pat
     start=st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x10" + b"\0" * 7 + b"{"]),
 )
 def test_bytes_of_any_kind_are_refused(content, start, tmp_path_factory):
-    refusal_of(start + content, tmp_path_factory.mktemp("bytes"))
+    error_of(start + content, tmp_path_factory.mktemp("bytes"))
 
 
-def test_an_empty_file_is_told_as_cut(tmp_path):
-    assert isinstance(refusal_of(b"", tmp_path), TruncatedFile)
+def test_an_empty_file_is_reported_as_truncated(tmp_path):
+    assert isinstance(error_of(b"", tmp_path), TruncatedFile)
 
 
-def test_a_missing_file_says_what_to_give(tmp_path):
-    with pytest.raises(CheckpointError, match="no such file; give the path of a weights file or a model's name"):
+def test_a_missing_file_is_reported(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth: no such file"):
         read_tensors(tmp_path / "nowhere.pth")
 
 
-def test_a_folder_is_told_as_such(tmp_path):
-    with pytest.raises(CheckpointError, match="is a folder"):
+def test_a_directory_is_reported(tmp_path):
+    with pytest.raises(CheckpointError, match="directory"):
         read_tensors(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>Not Found</html>", b"\xff\xd8\xff\xe0JFIF....", b"(dp0\n."])
-def test_what_is_no_weights_file_is_told_as_such(content, tmp_path):
-    refusal = refusal_of(content, tmp_path)
-    assert isinstance(refusal, UnknownFormat)
-    assert "neither safetensors nor a PyTorch pickle" in str(refusal)
+def test_a_file_of_another_format_is_reported_with_its_first_bytes(content, tmp_path):
+    error = error_of(content, tmp_path)
+    assert isinstance(error, UnknownFormat)
+    assert repr(content[:4]) in str(error)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds a list; wanted a dictionary of named tensors"),
-        (torch.ones(3), "holds a Tensor; wanted a dictionary"),
-        ({}, "holds no tensors; its keys: none"),
-        ({"epoch": 3, "loss": 0.5}, "holds no tensors; its keys: epoch, loss"),
+        ([1, 2], "dictionary.* list"),
+        (torch.ones(3), "dictionary.* Tensor"),
+        ({}, "keys: none"),
+        ({"epoch": 3, "loss": 0.5}, "keys: epoch, loss"),
     ],
 )
-def test_a_pickle_without_named_tensors_says_what_it_holds(content, message, tmp_path):
+def test_the_error_for_a_pickle_without_tensors_names_its_content(content, message, tmp_path):
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(UnknownFormat, match=message):
         read_tensors(tmp_path / "file.pth")
@@ -258,16 +259,16 @@ def test_a_pickle_without_named_tensors_says_what_it_holds(content, message, tmp
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_torchscript_program_is_not_run(tmp_path):
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "program.pt")
-    with pytest.raises(CheckpointError, match="TorchScript program; wanted a state dict"):
+    with pytest.raises(CheckpointError, match=r"state dict.*TorchScript"):
         read_tensors(tmp_path / "program.pt")
 
 
 def test_another_zip_is_refused(tmp_path):
     np.savez(tmp_path / "file.npz", a=np.ones(3))
-    with pytest.raises(CheckpointError, match="cannot be read as a PyTorch file"):
+    with pytest.raises(CheckpointError, match="PyTorch"):
         read_tensors(tmp_path / "file.npz")
 
 
 def test_a_plain_pickle_without_tensors_is_refused(tmp_path):
-    refusal = refusal_of(pickle.dumps({"a": [1, 2]}, protocol=4), tmp_path)
-    assert "torch.save did not write" in str(refusal)
+    error = error_of(pickle.dumps({"a": [1, 2]}, protocol=4), tmp_path)
+    assert "torch.save did not write" in str(error)

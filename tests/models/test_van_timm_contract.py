@@ -8,7 +8,7 @@ from torch import nn
 
 from van import VAN
 from van.errors import ShapeError
-from van.models.catalogue import VARIANTS
+from van.models.registry import VARIANTS
 
 CHANNELS, STRIDES = [32, 64, 160, 256], [4, 8, 16, 32]
 NAMES = list(VARIANTS)
@@ -20,7 +20,7 @@ if order == "van first":
     import van
     assert "timm" not in sys.modules and "torch" not in sys.modules
     finders = len(sys.meta_path)
-    assert importlib.util.find_spec("timm") is not None  # as transformers and others look for it
+    assert importlib.util.find_spec("timm") is not None  # as transformers and other libraries check for it
     assert importlib.util.find_spec("no_such_package_anywhere") is None
     assert len(sys.meta_path) == finders
     import timm
@@ -51,7 +51,7 @@ def create(**options) -> nn.Module:
     return timm.create_model("van_b0", **options)
 
 
-def pictures(count: int = 2, channels: int = 3, rows: int = 64, columns: int = 64) -> torch.Tensor:
+def images(count: int = 2, channels: int = 3, rows: int = 64, columns: int = 64) -> torch.Tensor:
     return torch.randn(count, channels, rows, columns, generator=torch.Generator().manual_seed(0))
 
 
@@ -61,7 +61,7 @@ def model() -> nn.Module:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_size_says_what_timm_asks(name):
+def test_every_variant_has_timms_configuration(name):
     built = timm.create_model(name, device="meta")
     config, state = built.pretrained_cfg, built.state_dict()
     assert isinstance(built, VAN)
@@ -78,7 +78,7 @@ def test_every_size_says_what_timm_asks(name):
     assert f"{config['classifier']}.weight" not in built.state_dict()
 
 
-def test_timm_prepares_pictures_as_the_released_network_wants(model):
+def test_timms_preprocessing_is_the_released_networks(model):
     config = timm.data.resolve_model_data_config(model)
     assert (config["mean"], config["std"], config["crop_pct"]) == ((0.5,) * 3, (0.5,) * 3, 0.9)
     transform = timm.data.create_transform(**config)
@@ -98,17 +98,17 @@ def test_timm_prepares_pictures_as_the_released_network_wants(model):
     ],
 )
 def test_classes_and_pooling(options, shape):
-    assert create(**options).eval()(pictures(columns=96)).shape == shape
+    assert create(**options).eval()(images(columns=96)).shape == shape
 
 
 @pytest.mark.parametrize("channels", [1, 4, 12])
-def test_pictures_may_have_other_channels(channels):
+def test_in_chans_sets_the_input_channels(channels):
     built = create(num_classes=2, in_chans=channels).eval()
-    assert built(pictures(channels=channels)).shape == (2, 2)
+    assert built(images(channels=channels)).shape == (2, 2)
     assert built.in_chans == channels
 
 
-def test_drop_rates_go_where_timm_means_them():
+def test_drop_rates_apply_where_timms_do():
     built = create(drop_rate=0.4, drop_path_rate=0.2, proj_drop_rate=0.1)
     assert built.head_drop.p == 0.4
     assert built.block4[-1].drop_path.drop_prob == pytest.approx(0.2)
@@ -120,8 +120,8 @@ def test_an_unknown_option_is_an_error():
         create(window_size=7)
 
 
-def test_forward_is_its_two_halves(model):
-    x = pictures()
+def test_forward_is_forward_features_and_forward_head(model):
+    x = images()
     features = model.forward_features(x)
     assert features.shape == (2, 256, 2, 2)
     assert model.forward_head(features).equal(model(x))
@@ -133,7 +133,7 @@ def test_forward_is_its_two_halves(model):
 def test_the_classifier_can_be_read_and_replaced():
     built = create().eval()
     assert isinstance(built.get_classifier(), nn.Linear)
-    x, before = pictures(), built.forward_features(pictures())
+    x, before = images(), built.forward_features(images())
     built.reset_classifier(5)
     assert built.num_classes == 5
     assert built(x).shape == (2, 5)
@@ -145,11 +145,11 @@ def test_the_classifier_can_be_read_and_replaced():
     assert built(x).shape == (2, 512)
     built.reset_classifier(0, "")
     assert built(x).equal(before)
-    with pytest.raises(ShapeError, match="without pooling"):
+    with pytest.raises(ShapeError, match=r"num_classes.*pooling.* 3"):
         built.reset_classifier(3)
 
 
-def test_a_replaced_classifier_follows_the_networks_dtype_and_device():
+def test_a_replaced_classifier_has_the_networks_dtype_and_device():
     built = create(dtype=torch.bfloat16)
     built.reset_classifier(3)
     assert built.head.weight.dtype == torch.bfloat16
@@ -159,15 +159,15 @@ def test_a_replaced_classifier_follows_the_networks_dtype_and_device():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_model_is_built_in_its_dtype(dtype):
+def test_a_model_is_created_in_the_given_dtype(dtype):
     built = create(dtype=dtype, num_classes=3, drop_path_rate=0.1).eval()
     assert {parameter.dtype for parameter in built.parameters()} == {dtype}
-    out = built(pictures().to(dtype))
+    out = built(images().to(dtype))
     assert out.dtype == dtype
     assert out.isfinite().all()
 
 
-def test_a_model_is_built_on_its_device():
+def test_a_model_is_created_on_the_given_device():
     built = timm.create_model("van_b2", device="meta", drop_path_rate=0.1)
     assert {tensor.device.type for tensor in built.state_dict().values()} == {"meta"}
     assert built(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 1000)
@@ -181,27 +181,27 @@ def as_list(features) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("form", [None, "list", "dict", "getter", "hook"])
 @pytest.mark.parametrize("out_indices", [None, (0, 1, 2, 3), (1, 3), (2,), (-2, -1), 2])
-def test_features_are_the_normalised_maps_of_the_stages_in_every_form(form, out_indices, model):
+def test_features_are_the_normalized_maps_of_the_stages_for_every_feature_cls(form, out_indices, model):
     options = {} if form is None else {"feature_cls": form}
     if out_indices is not None:
         options["out_indices"] = out_indices
     backbone = create(features_only=True, **options).eval()
-    every = model.forward_intermediates(pictures(columns=96), norm=True, intermediates_only=True)
+    every = model.forward_intermediates(images(columns=96), norm=True, intermediates_only=True)
     stages = (
         range(4) if out_indices is None else range(4)[-out_indices:] if isinstance(out_indices, int) else out_indices
     )
-    found = as_list(backbone(pictures(columns=96)))
-    assert len(found) == len(list(stages))
-    for ours, stage in zip(found, stages, strict=True):
-        torch.testing.assert_close(ours, every[stage], rtol=1e-5, atol=1e-5)
+    features = as_list(backbone(images(columns=96)))
+    assert len(features) == len(list(stages))
+    for actual, stage in zip(features, stages, strict=True):
+        torch.testing.assert_close(actual, every[stage], rtol=1e-5, atol=1e-5)
     assert backbone.feature_info.channels() == [CHANNELS[stage] for stage in stages]
     assert backbone.feature_info.reduction() == [STRIDES[stage] for stage in stages]
-    assert [m.shape[1] for m in found] == backbone.feature_info.channels()
+    assert [m.shape[1] for m in features] == backbone.feature_info.channels()
 
 
-def test_features_are_given_for_odd_sizes_and_train():
+def test_features_of_odd_sizes_have_gradients():
     backbone = create(features_only=True, in_chans=4, out_indices=(0, 3), drop_path_rate=0.1).train()
-    first, last = backbone(pictures(channels=4, rows=45, columns=37))
+    first, last = backbone(images(channels=4, rows=45, columns=37))
     assert (first.shape, last.shape) == ((2, 32, 12, 10), (2, 256, 2, 2))
     (first.mean() + last.square().mean()).backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
@@ -215,70 +215,70 @@ def test_feature_info_names_modules_that_exist(model):
 
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize(("indices", "stages"), [(None, [0, 1, 2, 3]), (2, [2, 3]), ([0, 2], [0, 2]), ([-1], [3])])
-def test_intermediates_are_what_features_and_norms_give(model, norm, indices, stages):
-    x = pictures()
+def test_intermediates_equal_features_before_or_after_the_norm(model, norm, indices, stages):
+    x = images()
     final, maps = model.forward_intermediates(x, indices, norm=norm)
     assert final.equal(model.forward_features(x))
     only = model.forward_intermediates(x, indices, norm=norm, intermediates_only=True)
     assert len(maps) == len(only) == len(stages)
     everything = model.forward_intermediates(x, norm=True, intermediates_only=True)
-    for stage, ours, alone in zip(stages, maps, only, strict=True):
-        assert ours.equal(alone)
-        normalised = ours if norm else getattr(model, f"norm{stage + 1}")(ours)
-        assert normalised.equal(everything[stage])
-        assert norm or not ours.equal(everything[stage])
+    for stage, actual, alone in zip(stages, maps, only, strict=True):
+        assert actual.equal(alone)
+        normalized = actual if norm else getattr(model, f"norm{stage + 1}")(actual)
+        assert normalized.equal(everything[stage])
+        assert norm or not actual.equal(everything[stage])
 
 
-def test_stopping_early_computes_no_later_stage(model):
+def test_stop_early_skips_later_stages(model):
     reached = []
     handle = model.patch_embed3.register_forward_hook(lambda *_: reached.append(3))
     try:
-        final, maps = model.forward_intermediates(pictures(), [0, 1], norm=True, stop_early=True)
+        final, maps = model.forward_intermediates(images(), [0, 1], norm=True, stop_early=True)
         assert not reached
         assert final.equal(maps[1])
-        model.forward_intermediates(pictures(), [0, 1], norm=True)
+        model.forward_intermediates(images(), [0, 1], norm=True)
         assert reached == [3]
     finally:
         handle.remove()
 
 
 def test_another_layout_of_intermediates_is_refused(model):
-    with pytest.raises(ShapeError, match="output_fmt is 'NLC'; wanted 'NCHW'"):
-        model.forward_intermediates(pictures(), output_fmt="NLC")
+    with pytest.raises(ShapeError, match=r"output_fmt.*'NCHW'.*'NLC'"):
+        model.forward_intermediates(images(), output_fmt="NLC")
 
 
 @pytest.mark.parametrize("prune_norm", [False, True])
-def test_pruning_keeps_the_stages_asked_for(prune_norm, model):
+def test_pruning_keeps_the_requested_stages(prune_norm, model):
     pruned = create().eval()
     kept = pruned.prune_intermediate_layers([0, 1], prune_norm=prune_norm)
     assert kept == [0, 1]
     assert not any(name.startswith(("block3", "patch_embed4", "norm4", "head")) for name in pruned.state_dict())
     assert ("norm2.weight" in pruned.state_dict()) is not prune_norm
     assert (pruned.num_features, pruned.num_classes) == (64, 0)
-    wanted = model.forward_intermediates(pictures(), [0, 1], norm=not prune_norm, intermediates_only=True)
-    assert pruned(pictures()).equal(wanted[1])
-    found = pruned.forward_intermediates(pictures(), kept, intermediates_only=True)
-    raw = model.forward_intermediates(pictures(), [0, 1], intermediates_only=True)
-    assert all(ours.equal(theirs) for ours, theirs in zip(found, raw, strict=True))
+    expected = model.forward_intermediates(images(), [0, 1], norm=not prune_norm, intermediates_only=True)
+    assert pruned(images()).equal(expected[1])
+    actual = pruned.forward_intermediates(images(), kept, intermediates_only=True)
+    raw = model.forward_intermediates(images(), [0, 1], intermediates_only=True)
+    assert all(x.equal(y) for x, y in zip(actual, raw, strict=True))
 
 
-def test_pruning_nothing_may_keep_the_head(model):
+def test_pruning_no_stage_can_keep_the_head(model):
     whole = create().eval()
     assert whole.prune_intermediate_layers(1, prune_head=False) == [3]
-    assert whole(pictures()).equal(model(pictures()))
+    assert whole(images()).equal(model(images()))
     whole.prune_intermediate_layers(1)
-    assert whole(pictures()).equal(model.forward_features(pictures()))
+    assert whole(images()).equal(model.forward_features(images()))
 
 
 def depth_of(name: str) -> tuple[int, int]:
-    """(stage, position): the order in which a parameter's module runs."""
-    part, *rest = name.split(".")
-    stage = 5 if part == "head" else int(part[-1])
-    return stage, {"patch_embed": -1, "block": int(rest[0]) if rest[0].isdigit() else 0}.get(part.rstrip("1234"), 999)
+    """Return (stage, position), the order in which a parameter's module runs."""
+    module, *rest = name.split(".")
+    stage = 5 if module == "head" else int(module[-1])
+    return stage, {"patch_embed": -1, "block": int(rest[0]) if rest[0].isdigit() else 0}.get(module.rstrip("1234"), 999)
 
 
 @pytest.mark.parametrize("name", ["van_b0", "van_b2"])
-def test_layer_decay_never_gives_a_deeper_block_a_smaller_rate(name):
+def test_layer_decay_rates_do_not_decrease_with_depth(name):
     built = timm.create_model(name, device="meta")
     groups = param_groups_layer_decay(
         built, 0.05, no_weight_decay_list=built.no_weight_decay(), layer_decay=0.7, min_scale=0
@@ -290,10 +290,10 @@ def test_layer_decay_never_gives_a_deeper_block_a_smaller_rate(name):
     assert in_order == sorted(in_order)
     assert scales["head.weight"] == 1
     per_block = {scales[name] for name in scales if name.startswith("block")}
-    assert len(per_block) >= sum(VARIANTS[name].depths) - 1  # (nearly) every block its own rate
+    assert len(per_block) >= sum(VARIANTS[name].depths) - 1  # (nearly) every block has its own rate
 
 
-def test_coarse_groups_are_the_stages(model):
+def test_coarse_parameter_groups_are_the_stages(model):
     groups = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
     assert groups.keys() == {name for name, _ in model.named_parameters()}
     stages = {depth_of(name)[0]: set() for name in groups}
@@ -304,7 +304,7 @@ def test_coarse_groups_are_the_stages(model):
     assert max(max(groups) for stage, groups in stages.items() if stage < 5) < min(stages[5])
 
 
-def test_weight_decay_leaves_scales_norms_and_biases_alone(model):
+def test_scales_norms_and_biases_have_no_weight_decay(model):
     plain = model.no_weight_decay()
     assert plain == {name for name, _ in model.named_parameters() if name[-13:-2] == "layer_scale"}
     without, with_decay = param_groups_weight_decay(model, 0.05, no_weight_decay_list=plain)
@@ -314,33 +314,33 @@ def test_weight_decay_leaves_scales_norms_and_biases_alone(model):
 
 
 @pytest.mark.parametrize("features_only", [False, True])
-def test_gradient_checkpointing_changes_no_output_and_no_gradient(features_only):
+def test_gradient_checkpointing_changes_neither_outputs_nor_gradients(features_only):
     options = {"features_only": True} if features_only else {"num_classes": 5}
     runs = []
     for enable in (False, True):
         built = create(**options).train()
         built.set_grad_checkpointing(enable)
-        out = built(pictures())
+        out = built(images())
         sum(o.square().mean() for o in as_list(out if features_only else [out])).backward()
         runs.append((as_list(out), [parameter.grad for parameter in built.parameters()]))
     for plain, checkpointed in zip(runs[0], runs[1], strict=True):
-        for ours, theirs in zip(plain, checkpointed, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+        for actual, reference in zip(plain, checkpointed, strict=True):
+            torch.testing.assert_close(actual, reference, rtol=1e-6, atol=1e-7)
 
 
 def test_gradient_checkpointing_runs_the_blocks_twice():
-    """The control: something was really left out and computed again."""
+    """Control: activations are really dropped and recomputed."""
     built = create(num_classes=2).train()
     calls = []
     built.block2[1].register_forward_pre_hook(lambda *_: calls.append(1))
     built.set_grad_checkpointing()
-    built(pictures()).sum().backward()
+    built(images()).sum().backward()
     assert len(calls) == 2
     built.set_grad_checkpointing(False)
-    built(pictures()).sum().backward()
+    built(images()).sum().backward()
     assert len(calls) == 3
 
 
-def test_pooling_is_timms(model):
+def test_global_pool_is_timms(model):
     assert isinstance(model.global_pool, SelectAdaptivePool2d)
     assert model.global_pool.pool_type == "avg"

@@ -1,7 +1,7 @@
-"""Calls of the fast operators: inputs drawn from a seed, output and every gradient, and the same by the definition.
+"""Test cases of the fast operators: random inputs, outputs and gradients, and the same for the reference.
 
-Shapes: N pictures, C channels, H rows, W columns. Tensors are named as the operators name their arguments, and the
-gradient of an argument goes by the argument's name.
+Shapes: N images, C channels, H rows, W columns. Tensors have the names of the operators' arguments, and a gradient
+has the name of its argument.
 """
 
 import math
@@ -20,7 +20,7 @@ Inputs = dict[str, Tensor | None]
 
 
 class Case(NamedTuple):
-    """One call: a map (N, C, H, W), the kernel's sides and dilation, and the sides of the kernel before it."""
+    """A call: input shape (N, C, H, W), size and dilation of the kernel, and size of the local kernel before it."""
 
     operator: str
     shape: tuple[int, int, int, int]
@@ -42,31 +42,31 @@ def draw(
     layout: torch.memory_format = torch.channels_last,
     with_bias: bool = True,
 ) -> Inputs:
-    """The operator's tensors in the order of its arguments, always the same ones for a case."""
+    """Return deterministic random tensors for a case, in the order of the operator's arguments."""
     generator = torch.Generator().manual_seed(sum(case.shape) + sum(case.sides) + case.dilation)
     channels = case.shape[1]
 
-    def normal(*shape: int) -> Tensor:
+    def sample(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    inputs: Inputs = {"x": normal(*case.shape).to(dtype).contiguous(memory_format=layout)}
+    inputs: Inputs = {"x": sample(*case.shape).to(dtype).contiguous(memory_format=layout)}
     kernels = {"": case.sides}
     if case.operator == "lka_pair":
         kernels = {"local_": case.local_sides, "dilated_": case.sides}
     for which, sides in kernels.items():
-        inputs[f"{which}weight"] = (normal(channels, 1, *sides) / math.prod(sides) ** 0.5).to(weight_dtype)
-        inputs[f"{which}bias"] = normal(channels).to(weight_dtype) if with_bias else None
+        inputs[f"{which}weight"] = (sample(channels, 1, *sides) / math.prod(sides) ** 0.5).to(weight_dtype)
+        inputs[f"{which}bias"] = sample(channels).to(weight_dtype) if with_bias else None
     return inputs
 
 
-def by_operator(case: Case, inputs: Inputs) -> Tensor:
-    """The answer of ``van.ops.operators``."""
+def run_operator(case: Case, inputs: Inputs) -> Tensor:
+    """Return the output of ``van.ops.operators``."""
     dilation = () if case.operator == "depthwise_gelu" else (case.dilation,)
     return getattr(operators, case.operator)(*inputs.values(), *dilation)
 
 
-def by_definition(case: Case, inputs: Inputs) -> Tensor:
-    """The answer of ``van.ops.reference``."""
+def run_reference(case: Case, inputs: Inputs) -> Tensor:
+    """Return the output of ``van.ops.reference``."""
     x, *kernels = inputs.values()
     if case.operator == "depthwise":
         return reference.depthwise(x, Kernel(*kernels, case.dilation))
@@ -75,26 +75,28 @@ def by_definition(case: Case, inputs: Inputs) -> Tensor:
     return reference.lka_pair(x, Kernel(*kernels[:2]), Kernel(*kernels[2:], case.dilation))
 
 
-def answers(function, case: Case, inputs: Inputs, *, given_in: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The function's output, and the gradient by every tensor given, for a random gradient drawn in ``given_in``."""
+def output_and_gradients(
+    function, case: Case, inputs: Inputs, *, gradient_dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Return the output and the gradients of all tensors, for a random upstream gradient in ``gradient_dtype``."""
     inputs = {name: None if tensor is None else tensor.detach().requires_grad_() for name, tensor in inputs.items()}
     output = function(case, inputs)
-    given = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(given_in or output.dtype)
+    gradient = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(gradient_dtype or output.dtype)
     leaves = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-    gradients = torch.autograd.grad(output, list(leaves.values()), given.to(output.dtype))
+    gradients = torch.autograd.grad(output, list(leaves.values()), gradient.to(output.dtype))
     return {"output": output.detach(), **dict(zip(leaves, gradients, strict=True))}
 
 
-def truth(case: Case, inputs: Inputs) -> dict[str, Tensor]:
-    """The answers of the definition in float64 for the same inputs, as they are rounded."""
+def run_reference_float64(case: Case, inputs: Inputs) -> dict[str, Tensor]:
+    """Return outputs and gradients of the reference in float64 for the same rounded inputs."""
     doubles = {name: None if tensor is None else tensor.double() for name, tensor in inputs.items()}
-    return answers(by_definition, case, doubles, given_in=inputs["x"].dtype)
+    return output_and_gradients(run_reference, case, doubles, gradient_dtype=inputs["x"].dtype)
 
 
-def assert_near(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = FLOAT32) -> None:
-    """Every tensor found is within ``tolerance``, relative to the largest value, of the one wanted."""
-    assert list(found) == list(wanted)
-    for name, value in wanted.items():
+def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = FLOAT32) -> None:
+    """Assert that every tensor is within ``tolerance`` of the expected one, relative to its largest value."""
+    assert list(found) == list(expected)
+    for name, value in expected.items():
         scale = max(1.0, value.abs().max().item()) if value.numel() else 1.0
         torch.testing.assert_close(
             found[name].double(), value, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}"

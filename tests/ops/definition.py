@@ -1,6 +1,6 @@
-"""Large kernel attention once more, written independently of the package: one tap at a time, no convolution.
+"""A naive implementation of large kernel attention, independent of the package: one tap at a time, no convolution.
 
-Shapes as in ``van.ops``. Slow, and meant for float64.
+Shapes as in ``van.ops``. Slow; intended for float64.
 """
 
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor
 from van.ops import Kernel
 
 
-def shifted(x: Tensor, down: int, right: int) -> Tensor:
-    """``x`` (N, C, H, W) read ``down`` rows and ``right`` columns further on; zero beyond its edge."""
+def shift(x: Tensor, down: int, right: int) -> Tensor:
+    """Shift ``x`` (N, C, H, W) by ``down`` rows and ``right`` columns; zero beyond its edge."""
     rows, columns = x.shape[2:]
     out = torch.zeros_like(x)
     if abs(down) >= rows or abs(right) >= columns:
@@ -22,8 +22,8 @@ def shifted(x: Tensor, down: int, right: int) -> Tensor:
     return out
 
 
-def depthwise_by_taps(x: Tensor, kernel: Kernel) -> Tensor:
-    """Every tap times the picture moved under it; an even kernel reaches one tap further right and down."""
+def naive_depthwise(x: Tensor, kernel: Kernel) -> Tensor:
+    """Sum over taps the products of the tap and the shifted input; an even kernel is padded more right and down."""
     out = torch.zeros_like(x)
     if kernel.bias is not None:
         out = out + kernel.bias[:, None, None]
@@ -31,21 +31,21 @@ def depthwise_by_taps(x: Tensor, kernel: Kernel) -> Tensor:
     before = d * (size - 1) // 2
     for i in range(size):
         for j in range(size):
-            out = out + kernel.weight[:, :, i, j, None] * shifted(x, i * d - before, j * d - before)
+            out = out + kernel.weight[:, :, i, j, None] * shift(x, i * d - before, j * d - before)
     return out
 
 
-def attention_by_taps(x: Tensor, local: Kernel, dilated: Kernel, mix: Kernel) -> Tensor:
-    """``x`` times the 1x1 mix of the two depth-wise sums."""
-    seen = depthwise_by_taps(depthwise_by_taps(x, local), dilated)
-    gate = torch.einsum("oc,nchw->nohw", mix.weight[:, :, 0, 0], seen)
+def naive_attention(x: Tensor, local: Kernel, dilated: Kernel, mix: Kernel) -> Tensor:
+    """Multiply ``x`` by the point-wise convolution of the two depth-wise ones."""
+    local_out = naive_depthwise(naive_depthwise(x, local), dilated)
+    gate = torch.einsum("oc,nchw->nohw", mix.weight[:, :, 0, 0], local_out)
     return x * (gate if mix.bias is None else gate + mix.bias[:, None, None])
 
 
 def random_kernels(
     channels: int, *, local_size: int = 5, dilated_size: int = 7, dilation: int = 3, dtype: torch.dtype = torch.float64
 ) -> tuple[Kernel, Kernel, Kernel]:
-    """Kernels of fan-in scale that want gradients, always the same ones."""
+    """Return deterministic random kernels of fan-in scale that require gradients."""
     generator = torch.Generator().manual_seed(channels)
 
     def draw(*shape: int) -> Tensor:
@@ -60,14 +60,14 @@ def random_kernels(
     )
 
 
-def random_map(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A map (N, C, H, W) that wants gradients, always the same one for a shape."""
+def random_feature_map(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return a random feature map (N, C, H, W) that requires gradients, deterministic for a shape."""
     generator = torch.Generator().manual_seed(hash(shape) % 2**31)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
 
 
 def output_and_gradients(operator, x: Tensor, kernels: tuple[Kernel, ...]) -> dict[str, Tensor]:
-    """The operator's output, and the gradient of an uneven sum of it in every input, by name."""
+    """Return the output of the operator, and the gradients of a weighted sum of it by input name."""
     inputs = {"x": x}
     for name, kernel in zip(("local", "dilated", "mix"), kernels, strict=True):
         inputs[f"{name}.weight"] = kernel.weight

@@ -8,12 +8,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ops.cases import FLOAT32, LAYOUTS, OPERATORS, Case, answers, assert_near, by_definition, by_operator, draw, truth
+from ops.cases import (
+    FLOAT32,
+    LAYOUTS,
+    OPERATORS,
+    Case,
+    assert_near,
+    draw,
+    output_and_gradients,
+    run_operator,
+    run_reference,
+    run_reference_float64,
+)
 from van.ops import native
 
-pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=f"no native library: {native.why_not()}")
+pytestmark = pytest.mark.skipif(
+    native.unavailable_reason() is not None, reason=f"no native library: {native.unavailable_reason()}"
+)
 
-MAPS = [  # primes, sides of one pixel, maps smaller than the reach, channels that fill no vector, many, no picture
+SHAPES = [  # primes, sides of one pixel, maps smaller than the reach, channels that fill no vector, many, no image
     (1, 1, 1, 1), (2, 16, 7, 7), (3, 5, 13, 11), (1, 37, 1, 31), (1, 33, 29, 1), (2, 64, 9, 24), (1, 17, 23, 2),
     (2, 3, 8, 50), (17, 2, 5, 6), (1, 19, 3, 3), (2, 300, 5, 9), (1, 530, 4, 7), (1, 8, 56, 57), (0, 3, 5, 5),
 ]  # fmt: skip
@@ -22,20 +35,20 @@ KERNELS = [((1, 1), 1), ((3, 3), 1), ((5, 5), 1), ((9, 9), 2), ((3, 3), 4), ((21
 LOCAL_KERNELS = [(1, 1), (3, 3), (7, 7), (1, 5), (9, 3), (11, 13), (35, 1)]
 
 
-def of_gelu(sides: tuple[int, int], shape: tuple[int, ...] = (2, 21, 13, 17)) -> Case:
+def gelu_case(sides: tuple[int, int], shape: tuple[int, ...] = (2, 21, 13, 17)) -> Case:
     return Case("depthwise_gelu", shape, sides, 1)
 
 
 CASES = [
-    *(Case("depthwise", shape) for shape in MAPS),
+    *(Case("depthwise", shape) for shape in SHAPES),
     *(Case("depthwise", (2, 21, 13, 17), *kernel) for kernel in KERNELS),
-    *(Case("lka_pair", shape) for shape in MAPS),
+    *(Case("lka_pair", shape) for shape in SHAPES),
     *(Case("lka_pair", (2, 21, 13, 17), *kernel) for kernel in KERNELS),
     *(Case("lka_pair", (2, 21, 13, 17), local_sides=sides) for sides in LOCAL_KERNELS),
-    *(of_gelu((3, 3), shape) for shape in MAPS),
-    *(of_gelu(sides) for sides in [(1, 1), (5, 5), (1, 3), (7, 1), (15, 37)]),
+    *(gelu_case((3, 3), shape) for shape in SHAPES),
+    *(gelu_case(sides) for sides in [(1, 1), (5, 5), (1, 3), (7, 1), (15, 37)]),
 ]
-SOME = [
+REPRESENTATIVE = [
     Case(operator, (3, 21, 13, 11), *kernel) for operator, kernel in zip(OPERATORS, [(), (), ((3, 3), 1)], strict=True)
 ]
 
@@ -52,20 +65,20 @@ def fresh_memory_is_nan() -> Iterator[None]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_output_and_every_gradient_are_those_of_the_definition(case: Case, layout: torch.memory_format):
+def test_output_and_gradients_match_the_reference(case: Case, layout: torch.memory_format):
     inputs = draw(case, layout=layout)
-    assert_near(answers(by_operator, case, inputs), truth(case, inputs))
+    assert_near(output_and_gradients(run_operator, case, inputs), run_reference_float64(case, inputs))
 
 
-@pytest.mark.parametrize("case", SOME, ids=str)
-def test_a_tap_moved_by_one_or_a_lost_bias_would_be_seen(case: Case):
-    """The control: both are far outside the tolerance, in the output and in every gradient but the biases'."""
+@pytest.mark.parametrize("case", REPRESENTATIVE, ids=str)
+def test_comparison_detects_shifted_weights_and_missing_biases(case: Case):
+    """The control: both exceed the tolerance by far, in the output and in every gradient but those of biases."""
     inputs = draw(case)
-    wanted = truth(case, inputs)
+    expected = run_reference_float64(case, inputs)
     for name in inputs:
         wrong = {**inputs, name: inputs[name].roll(1, dims=-1) if "weight" in name else torch.zeros_like(inputs[name])}
         with pytest.raises(AssertionError):
-            assert_near(answers(by_operator, case, wrong), wanted, 1000 * FLOAT32)
+            assert_near(output_and_gradients(run_operator, case, wrong), expected, 1000 * FLOAT32)
 
 
 SIDES = st.sampled_from([1, 3, 5, 7, 9, 11])
@@ -81,42 +94,42 @@ SIDES = st.sampled_from([1, 3, 5, 7, 9, 11])
     layout=st.sampled_from(LAYOUTS),
     with_bias=st.booleans(),
 )
-def test_any_size_agrees_with_the_definition(operator, shape, sides, dilation, local_sides, layout, with_bias):
+def test_random_sizes_match_the_reference(operator, shape, sides, dilation, local_sides, layout, with_bias):
     case = Case(operator, shape, sides, 1 if operator == "depthwise_gelu" else dilation, local_sides)
     inputs = draw(case, layout=layout, with_bias=with_bias)
-    assert_near(answers(by_operator, case, inputs), truth(case, inputs))
+    assert_near(output_and_gradients(run_operator, case, inputs), run_reference_float64(case, inputs))
 
 
 @pytest.mark.usefixtures("fresh_memory_is_nan")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_cell_is_written(case: Case, dtype: torch.dtype):
-    """Fresh memory is filled with NaN, so that a cell left out would show."""
-    for name, tensor in answers(by_operator, case, draw(case, dtype=dtype)).items():
+def test_every_element_is_written(case: Case, dtype: torch.dtype):
+    """New memory is filled with NaN, so that an element that is not written is detected."""
+    for name, tensor in output_and_gradients(run_operator, case, draw(case, dtype=dtype)).items():
         assert tensor.isfinite().all(), name
 
 
-def amid_nans(tensor: Tensor) -> Tensor:
-    """The same values in the same layout in the middle of memory that is full of NaN."""
+def surround_with_nan(tensor: Tensor) -> Tensor:
+    """Return the same values in the same layout, surrounded by NaN."""
     margin = 4096  # floats; beyond any row of the cases here
     memory = torch.full((tensor.numel() + 2 * margin,), torch.nan, dtype=tensor.dtype)
     return memory.as_strided(tensor.shape, tensor.stride(), margin).copy_(tensor)
 
 
-@pytest.mark.parametrize("case", SOME, ids=str)
-def test_what_lies_around_the_inputs_is_not_read(case: Case):
-    inputs = {name: amid_nans(tensor) for name, tensor in draw(case).items()}
-    assert_near(answers(by_operator, case, inputs), truth(case, inputs))
+@pytest.mark.parametrize("case", REPRESENTATIVE, ids=str)
+def test_memory_around_the_inputs_is_not_read(case: Case):
+    inputs = {name: surround_with_nan(tensor) for name, tensor in draw(case).items()}
+    assert_near(output_and_gradients(run_operator, case, inputs), run_reference_float64(case, inputs))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", [case._replace(shape=(17, 40, 15, 14)) for case in SOME], ids=str)
-def test_two_runs_and_any_number_of_threads_give_the_same_bits(case: Case, dtype: torch.dtype):
+@pytest.mark.parametrize("case", [case._replace(shape=(17, 40, 15, 14)) for case in REPRESENTATIVE], ids=str)
+def test_results_are_bitwise_identical_for_any_number_of_threads(case: Case, dtype: torch.dtype):
     inputs, before, runs = draw(case, dtype=dtype), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 1, 3):
             torch.set_num_threads(threads)
-            runs.append(answers(by_operator, case, inputs))
+            runs.append(output_and_gradients(run_operator, case, inputs))
     finally:
         torch.set_num_threads(before)
     for run in runs[1:]:
@@ -124,7 +137,7 @@ def test_two_runs_and_any_number_of_threads_give_the_same_bits(case: Case, dtype
             assert tensor.equal(runs[0][name]), name
 
 
-def strided_maps() -> dict[str, Tensor]:
+def strided_inputs() -> dict[str, Tensor]:
     base = torch.randn(2, 6, 22, 18, generator=torch.Generator().manual_seed(3))
     return {
         "transposed": base.transpose(2, 3),
@@ -132,25 +145,25 @@ def strided_maps() -> dict[str, Tensor]:
         "every second channel": base[:, ::2],
         "cut out": base[:, 1:4, 3:16, 2:13],
         "cut out of channels_last": base.contiguous(memory_format=torch.channels_last)[:, 1:4, 3:16, 2:13],
-        "pictures and channels swapped": base.transpose(0, 1),
+        "images and channels swapped": base.transpose(0, 1),
         "one pixel everywhere": base[:1, :1, :1, :1].expand(2, 3, 7, 9),
     }
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("name", strided_maps())
-def test_maps_of_any_strides_are_served(operator: str, name: str):
-    x = strided_maps()[name]
+@pytest.mark.parametrize("name", strided_inputs())
+def test_inputs_with_arbitrary_strides_match_the_reference(operator: str, name: str):
+    x = strided_inputs()[name]
     assert not x.is_contiguous()
     assert not x.is_contiguous(memory_format=torch.channels_last)
     case = Case(operator, tuple(x.shape), (3, 3), 1 if operator == "depthwise_gelu" else 2)
     inputs = {**draw(case), "x": x}
-    assert_near(answers(by_operator, case, inputs), truth(case, inputs))
+    assert_near(output_and_gradients(run_operator, case, inputs), run_reference_float64(case, inputs))
 
 
 @pytest.mark.parametrize("kind", ["transposed", "every second tap", "one kernel for all", "last channel first"])
-@pytest.mark.parametrize("case", SOME, ids=str)
-def test_weights_and_biases_of_any_strides_are_served(case: Case, kind: str):
+@pytest.mark.parametrize("case", REPRESENTATIVE, ids=str)
+def test_weights_and_biases_with_arbitrary_strides_match_the_reference(case: Case, kind: str):
     def restride(tensor: Tensor) -> Tensor:
         if kind == "transposed":
             return tensor.mT.contiguous().mT if tensor.ndim == 4 else tensor
@@ -162,30 +175,32 @@ def test_weights_and_biases_of_any_strides_are_served(case: Case, kind: str):
 
     inputs = {name: tensor if name == "x" else restride(tensor) for name, tensor in draw(case).items()}
     assert not all(tensor.is_contiguous() for tensor in inputs.values() if tensor is not inputs["x"])
-    assert_near(answers(by_operator, case, inputs), truth(case, inputs))
+    assert_near(output_and_gradients(run_operator, case, inputs), run_reference_float64(case, inputs))
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 9, 8), (2, 1, 4, 6), (2, 5, 1, 1), (1, 5, 4, 6), (2, 5, 1, 6), (2, 5, 6, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_the_layout_of_x_is_kept(operator: str, layout: torch.memory_format, dtype: torch.dtype, shape):
+def test_output_and_gradient_keep_the_strides_of_x(
+    operator: str, layout: torch.memory_format, dtype: torch.dtype, shape
+):
     for sides, dilation in [((3, 3), 1), ((5, 3), 1), ((3, 3), 2)]:
         case = Case(operator, shape, sides, dilation)
         inputs = draw(case, dtype=dtype, layout=layout)
-        found = answers(by_operator, case, inputs)
+        found = output_and_gradients(run_operator, case, inputs)
         assert found["output"].stride() == found["x"].stride() == inputs["x"].stride()
         assert found["output"].dtype == found["x"].dtype == dtype
 
 
-def test_the_gradient_may_come_in_any_strides():
-    for case in SOME:
+def test_upstream_gradients_with_arbitrary_strides_match_the_reference():
+    for case in REPRESENTATIVE:
         inputs = draw(case)
         leaves = [tensor.requires_grad_() for tensor in inputs.values()]
         base = torch.randn(*case.shape[:2], 2 * case.shape[2], case.shape[3])
         exact = [tensor.detach().double().requires_grad_() for tensor in leaves]
         for gradient in (base[:, :, ::2], base[:1, :1, :1, :1].expand(case.shape)):
-            found = torch.autograd.grad(by_operator(case, inputs), leaves, gradient)
+            found = torch.autograd.grad(run_operator(case, inputs), leaves, gradient)
             named = dict(zip(inputs, exact, strict=True))
-            wanted = torch.autograd.grad(by_definition(case, named), exact, gradient.double())
-            assert_near(dict(zip(inputs, found, strict=True)), dict(zip(inputs, wanted, strict=True)))
+            expected = torch.autograd.grad(run_reference(case, named), exact, gradient.double())
+            assert_near(dict(zip(inputs, found, strict=True)), dict(zip(inputs, expected, strict=True)))

@@ -1,4 +1,4 @@
-"""The C++ operators on bfloat16 and float16: everything is computed in float32 and rounded once, at the end."""
+"""The C++ operators on bfloat16 and float16: computed in float32 and rounded once at the end."""
 
 import pytest
 import torch
@@ -6,10 +6,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ops.cases import FLOAT32, LAYOUTS, OPERATORS, Case, answers, assert_near, by_definition, by_operator, draw, truth
+from ops.cases import (
+    FLOAT32,
+    LAYOUTS,
+    OPERATORS,
+    Case,
+    assert_near,
+    draw,
+    output_and_gradients,
+    run_operator,
+    run_reference,
+    run_reference_float64,
+)
 from van.ops import native
 
-pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=f"no native library: {native.why_not()}")
+pytestmark = pytest.mark.skipif(
+    native.unavailable_reason() is not None, reason=f"no native library: {native.unavailable_reason()}"
+)
 
 HALVES = [torch.bfloat16, torch.float16]
 SHAPES = [(1, 1, 1, 1), (2, 16, 7, 7), (3, 5, 13, 11), (1, 37, 1, 31), (1, 33, 29, 1), (17, 2, 5, 6), (2, 300, 5, 9),
@@ -21,62 +34,62 @@ CASES = [
     *(Case("lka_pair", (2, 21, 13, 17), (3, 5), 2, sides) for sides in [(3, 3), (9, 1)]),
     *(Case("depthwise_gelu", shape, (3, 3), 1) for shape in SHAPES),
 ]
-SEEN = [Case("depthwise", (2, 21, 13, 17)), Case("lka_pair", (2, 21, 13, 17)),
+EXAMPLES = [Case("depthwise", (2, 21, 13, 17)), Case("lka_pair", (2, 21, 13, 17)),
         Case("depthwise_gelu", (2, 21, 13, 17), (3, 3), 1)]  # fmt: skip
 
 
-def roundings(found: Tensor, wanted: Tensor) -> float:
-    """How far ``found`` is from ``wanted`` at most: 1 is half a unit in the last place of its dtype."""
-    if not wanted.numel():
+def error_in_half_ulps(found: Tensor, expected: Tensor) -> float:
+    """Return the largest error, in units of half a unit in the last place of the dtype."""
+    if not expected.numel():
         return 0.0
     form = torch.finfo(found.dtype)
-    half_a_unit = wanted.abs().clamp(min=form.smallest_normal) * form.eps / 2
-    in_float32 = FLOAT32 * max(1.0, wanted.abs().max().item())
-    return ((found.double() - wanted).abs() / (half_a_unit + in_float32)).max().item()
+    half_a_unit = expected.abs().clamp(min=form.smallest_normal) * form.eps / 2
+    in_float32 = FLOAT32 * max(1.0, expected.abs().max().item())
+    return ((found.double() - expected).abs() / (half_a_unit + in_float32)).max().item()
 
 
 @pytest.mark.parametrize("weight_dtype", ["float32", "half"])
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_answer_is_the_exact_one_rounded_once(case: Case, dtype: torch.dtype, weight_dtype: str):
-    """The exact one is that of float64 for the same rounded inputs."""
+def test_outputs_equal_float64_results_rounded_once(case: Case, dtype: torch.dtype, weight_dtype: str):
+    """The exact result is that of float64 for the same rounded inputs."""
     inputs = draw(case, dtype=dtype, weight_dtype=torch.float32 if weight_dtype == "float32" else dtype)
-    wanted = truth(case, inputs)
-    for name, tensor in answers(by_operator, case, inputs).items():
+    expected = run_reference_float64(case, inputs)
+    for name, tensor in output_and_gradients(run_operator, case, inputs).items():
         assert tensor.dtype == (dtype if name == "output" else inputs[name].dtype)
-        assert roundings(tensor, wanted[name]) <= 1, name
+        assert error_in_half_ulps(tensor, expected[name]) <= 1, name
 
 
-@pytest.mark.parametrize("case", SEEN, ids=str)
-def test_gradients_of_float32_weights_are_not_rounded_at_all(case: Case):
+@pytest.mark.parametrize("case", EXAMPLES, ids=str)
+def test_gradients_of_float32_weights_are_not_rounded_to_half(case: Case):
     inputs = draw(case, dtype=torch.bfloat16)
-    found, wanted = (
+    found, expected = (
         {name: tensor for name, tensor in all_of_them.items() if name not in ("output", "x")}
-        for all_of_them in (answers(by_operator, case, inputs), truth(case, inputs))
+        for all_of_them in (output_and_gradients(run_operator, case, inputs), run_reference_float64(case, inputs))
     )
     assert len(found) == (4 if case.operator == "lka_pair" else 2)
-    assert_near(found, wanted)
+    assert_near(found, expected)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("case", SEEN[1:], ids=str)
-def test_a_rounding_between_the_steps_would_be_seen(case: Case, dtype: torch.dtype):
-    """The control: PyTorch's own steps round what lies between them, and are told apart, forward and backward."""
+@pytest.mark.parametrize("case", EXAMPLES[1:], ids=str)
+def test_comparison_detects_rounding_of_intermediates(case: Case, dtype: torch.dtype):
+    """The control: PyTorch's separate operators round the intermediates, which is detected forward and backward."""
     inputs = draw(case, dtype=dtype, weight_dtype=dtype)
-    wanted = truth(case, inputs)
-    step_by_step = answers(by_definition, case, inputs)
-    assert roundings(step_by_step["output"], wanted["output"]) > 1.3
-    assert roundings(step_by_step["x"], wanted["x"]) > 1.3
+    expected = run_reference_float64(case, inputs)
+    step_by_step = output_and_gradients(run_reference, case, inputs)
+    assert error_in_half_ulps(step_by_step["output"], expected["output"]) > 1.3
+    assert error_in_half_ulps(step_by_step["x"], expected["x"]) > 1.3
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("case", SEEN, ids=str)
-def test_float32_weights_are_not_rounded_first(case: Case, dtype: torch.dtype):
-    """Another control: with the weights rounded to half first, the answers are outside."""
+@pytest.mark.parametrize("case", EXAMPLES, ids=str)
+def test_float32_weights_are_not_rounded_to_half(case: Case, dtype: torch.dtype):
+    """The control: with weights rounded to half, outputs exceed the tolerance."""
     inputs = draw(case, dtype=dtype)
-    wanted = truth(case, inputs)
+    expected = run_reference_float64(case, inputs)
     rounded = {name: tensor if name == "x" else tensor.to(dtype).float() for name, tensor in inputs.items()}
-    assert roundings(answers(by_operator, case, rounded)["output"], wanted["output"]) > 1.3
+    assert error_in_half_ulps(output_and_gradients(run_operator, case, rounded)["output"], expected["output"]) > 1.3
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -89,16 +102,16 @@ def test_float32_weights_are_not_rounded_first(case: Case, dtype: torch.dtype):
     layout=st.sampled_from(LAYOUTS),
     with_bias=st.booleans(),
 )
-def test_any_size_is_rounded_once(operator, shape, sides, dilation, dtypes, layout, with_bias):
+def test_random_sizes_are_rounded_once(operator, shape, sides, dilation, dtypes, layout, with_bias):
     case = Case(operator, shape, sides, 1 if operator == "depthwise_gelu" else dilation, (3, 5))
     inputs = draw(case, dtype=dtypes[0], weight_dtype=dtypes[1], layout=layout, with_bias=with_bias)
-    wanted = truth(case, inputs)
-    for name, tensor in answers(by_operator, case, inputs).items():
-        assert roundings(tensor, wanted[name]) <= 1, name
+    expected = run_reference_float64(case, inputs)
+    for name, tensor in output_and_gradients(run_operator, case, inputs).items():
+        assert error_in_half_ulps(tensor, expected[name]) <= 1, name
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_ties_go_to_the_even_neighbour_and_what_is_too_large_to_infinity(dtype: torch.dtype):
+def test_rounding_is_to_nearest_even_and_overflow_gives_infinity(dtype: torch.dtype):
     """Sums that float32 holds exactly, on the border between two halves, as PyTorch rounds them."""
     form = torch.finfo(dtype)
     steps = torch.tensor([0.5, 1.5, 2.5, 3.5, 0.25, 0.75, -0.5, -1.5, -2.5], dtype=torch.float32)
@@ -109,7 +122,7 @@ def test_ties_go_to_the_even_neighbour_and_what_is_too_large_to_infinity(dtype: 
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_a_nan_stays_where_the_kernel_meets_it(dtype: torch.dtype):
+def test_nan_propagates_only_within_the_kernel_size(dtype: torch.dtype):
     x = torch.ones(1, 19, 7, 8, dtype=dtype)
     x[0, 17, 3, 4] = torch.nan
     found = torch.ops.van.depthwise(x, torch.ones(19, 1, 3, 3), None, 1)

@@ -1,8 +1,7 @@
-"""The Triton kernels built for real GPUs by Triton's own compiler, which needs none: what its interpreter cannot see.
+"""The Triton kernels compiled for GPUs by Triton's compiler, which requires no GPU.
 
-Launches are caught on their way to the kernel, from tensors without memory at batch 256, and compiled with the
-arguments, alignments and tilings that they would have had. ``pytest -m slow -s`` prints what the compiler answers
-for every kernel of VAN's four stages.
+Launches on meta tensors at batch 256 are intercepted and compiled with their arguments, alignments and tilings.
+``pytest -m slow -s`` prints the compiler's resource usage for every kernel of VAN's four stages.
 """
 
 import importlib
@@ -28,7 +27,7 @@ FEED_FORWARD = [(512, 56), (1024, 28), (1280, 14), (2048, 7)]
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
 
-class Built(NamedTuple):
+class CompiledKernel(NamedTuple):
     """A compiled kernel: its PTX; registers and bytes of stack of a thread, bytes of shared memory; its inner loop."""
 
     name: str
@@ -47,10 +46,10 @@ def fresh_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, dict]]]:
-    """A function that runs an operator and returns the kernels that it would have started, and their arguments."""
+    """Return a function that runs an operator and returns the kernels that it would launch, with their arguments."""
     kernels = importlib.import_module("van.ops.triton_kernels")
 
-    def caught(operator: Callable, *inputs: Any) -> list[tuple[Any, dict]]:
+    def record_launches(operator: Callable, *inputs: Any) -> list[tuple[Any, dict]]:
         found = []
 
         def recorder(name: str) -> Any:
@@ -62,15 +61,15 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[Any, d
             return Recorder()
 
         fake = SimpleNamespace(**{name: recorder(name) for name in KERNELS})
-        monkeypatch.setattr(operators, "_kernels", lambda: fake)
+        monkeypatch.setattr(operators, "_load_kernels", lambda: fake)
         operator(*inputs)
         return found
 
-    return caught
+    return record_launches
 
 
-def compiled(kernel: Any, arguments: dict, capability: int) -> Built:
-    """What Triton makes of one launch for GPUs of a compute capability."""
+def compile_launch(kernel: Any, arguments: dict, capability: int) -> CompiledKernel:
+    """Compile one launch for GPUs of a compute capability."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -89,11 +88,11 @@ def compiled(kernel: Any, arguments: dict, capability: int) -> Built:
     options = {name: arguments[name] for name in ("num_warps", "enable_fp_fusion")}
     source = ASTSource(kernel, signature, constants, attributes)
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return Built(kernel.__name__, built.asm["ptx"], *resources(built.asm["cubin"]))
+    return CompiledKernel(kernel.__name__, built.asm["ptx"], *resources(built.asm["cubin"]))
 
 
 def resources(cubin: bytes) -> Iterator[int]:
-    """Registers and bytes of stack of a thread, bytes of shared memory; instructions of the inner loop, FFMA in it."""
+    """Return registers, stack and shared memory bytes, and instructions and FFMAs of the inner loop."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -104,7 +103,7 @@ def resources(cubin: bytes) -> Iterator[int]:
 
 
 def inner_loop(sass: str) -> tuple[int, int]:
-    """Instructions, and multiply-adds among them, of the longest loop without a loop in it."""
+    """Return the instructions, and the multiply-adds among them, of the longest innermost loop."""
     lines = [(int(place, 16), what) for place, what in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.+?);", sass, re.M)]
     jumps = [(int(to, 16), place) for place, what in lines for to in re.findall(r"BRA.* 0x([0-9a-f]+)", what)]
     loops = [(start, end) for start, end in jumps if start < end]
@@ -115,7 +114,7 @@ def inner_loop(sass: str) -> tuple[int, int]:
 
 
 def maps(channels: int, side: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor]:
-    """A map and a gradient at batch 256, without memory."""
+    """Return an input and a gradient at batch 256, on the meta device."""
     x = torch.empty(256, channels, side, side, dtype=dtype, device="meta", memory_format=torch.channels_last)
     return x, x
 
@@ -124,7 +123,7 @@ def kernel_of(x: Tensor, side: int) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[1], 1, side, side), x.new_empty(x.shape[1])
 
 
-def of_pair(launches: Callable, channels: int, side: int, dtype: torch.dtype = torch.bfloat16) -> list:
+def run_pair(launches: Callable, channels: int, side: int, dtype: torch.dtype = torch.bfloat16) -> list:
     x, gradient = maps(channels, side, dtype)
     local, dilated = kernel_of(x, 5), kernel_of(x, 7)
     return [
@@ -133,7 +132,7 @@ def of_pair(launches: Callable, channels: int, side: int, dtype: torch.dtype = t
     ]
 
 
-def of_feed_forward(launches: Callable, channels: int, side: int, dtype: torch.dtype = torch.bfloat16) -> list:
+def launch_feed_forward(launches: Callable, channels: int, side: int, dtype: torch.dtype = torch.bfloat16) -> list:
     x, gradient = maps(channels, side, dtype)
     weight, bias = kernel_of(x, 3)
     return [
@@ -142,55 +141,55 @@ def of_feed_forward(launches: Callable, channels: int, side: int, dtype: torch.d
     ]
 
 
-def report(arguments: dict, built: Built, capability: int) -> None:
+def report(arguments: dict, built: CompiledKernel, capability: int) -> None:
     shape = tuple(arguments["x"].shape[1:])
     kernel = tuple(arguments[name] for name in ("kernel_rows", "kernel_columns"))
     tile = tuple(arguments.get(name) for name in ("tile_columns", "step", "channel_block", "image_block"))
     print(f"sm_{capability} {built.name:16} {shape!s:15} {kernel} tile {tile!s:18} {built[2:]}")
 
 
-def every_launch(launches: Callable) -> list:
-    found = [launch for shape in PAIRS for launch in of_pair(launches, *shape)]
-    return found + [launch for shape in FEED_FORWARD for launch in of_feed_forward(launches, *shape)]
+def all_launches(launches: Callable) -> list:
+    found = [launch for shape in PAIRS for launch in run_pair(launches, *shape)]
+    return found + [launch for shape in FEED_FORWARD for launch in launch_feed_forward(launches, *shape)]
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-def test_the_kernels_compile_for_ampere_and_hopper_within_their_registers(launches, capability):
-    """The cheapest of every kind; ``-m slow`` compiles them all."""
+def test_kernels_compile_for_ampere_and_hopper_without_spills(launches, capability):
+    """The cheapest kernel of each kind; ``-m slow`` compiles all."""
     x, gradient = maps(512, 7)
-    found = [*of_feed_forward(launches, 2048, 7), *launches(operators.depthwise, x, *kernel_of(x, 7), 3)]
+    found = [*launch_feed_forward(launches, 2048, 7), *launches(operators.depthwise, x, *kernel_of(x, 7), 3)]
     found.append(launches(operators.depthwise_backward, gradient, x, kernel_of(x, 7)[0], 3)[0])
     assert {kernel.__name__ for kernel, _ in found} == set(KERNELS)
     for kernel, arguments in found:
-        built = compiled(kernel, arguments, capability)
+        built = compile_launch(kernel, arguments, capability)
         assert 0 < built.registers <= 255
         assert (built.stack_bytes, built.shared_bytes) == (0, 0)
 
 
 @pytest.mark.parametrize(("dtype", "wide"), [(torch.bfloat16, "b32"), (torch.float32, "v2.b32")])
-def test_two_channels_travel_together_if_there_is_an_even_number_of_them(launches, dtype, wide):
+def test_stores_are_vectorized_for_even_channel_counts(launches, dtype, wide):
     for channels, expected in ((512, True), (37, False)):
         x = maps(channels, 7, dtype)[0]
-        built = compiled(*launches(operators.depthwise, x, *kernel_of(x, 7), 3)[0], 90)
+        built = compile_launch(*launches(operators.depthwise, x, *kernel_of(x, 7), 3)[0], 90)
         stores = set(re.findall(r"st\.global\.(\S+)", built.ptx))
         assert (stores == {wide}) is expected, stores
 
 
-def test_a_map_of_more_than_two_to_the_31_values_compiles(launches):
+def test_tensors_with_more_than_two_to_the_31_elements_compile(launches):
     x = torch.empty(4096, 512, 7, 7, dtype=torch.float16, device="meta").expand(4096, 512, 7, 7)
     x = x.as_strided(x.shape, (2**31, 1, 2**30 + 2, 512))
     kernel, arguments = launches(operators.depthwise, x, *kernel_of(x, 7), 3)[0]
     assert arguments["x_image"] == 2**31
-    assert compiled(kernel, arguments, 90).stack_bytes == 0
+    assert compile_launch(kernel, arguments, 90).stack_bytes == 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("capability", [80, 90])
-def test_no_shipped_tiling_spills_a_register(launches, capability):
+def test_default_tilings_do_not_spill_registers(launches, capability):
     spilled = []
-    for kernel, arguments in every_launch(launches):
-        built = compiled(kernel, arguments, capability)
+    for kernel, arguments in all_launches(launches):
+        built = compile_launch(kernel, arguments, capability)
         report(arguments, built, capability)
         if built.stack_bytes or built.shared_bytes:
             spilled.append((built.name, arguments["x"].shape, built.registers, built.stack_bytes))
@@ -198,22 +197,22 @@ def test_no_shipped_tiling_spills_a_register(launches, capability):
 
 
 @pytest.mark.slow
-def test_most_of_what_the_pair_issues_are_multiply_adds(launches):
-    """At 56 x 56 it is bound by instructions, so this share is its speed."""
-    for kernel, arguments in of_pair(launches, *PAIRS[0]):
-        built = compiled(kernel, arguments, 90)
+def test_most_instructions_of_the_pair_are_multiply_adds(launches):
+    """At 56 x 56 the pair is compute-bound, so this fraction determines its throughput."""
+    for kernel, arguments in run_pair(launches, *PAIRS[0]):
+        built = compile_launch(kernel, arguments, 90)
         assert built.multiply_adds > (0.73 if built.name == "convolve" else 0.55) * built.loop
 
 
-def test_the_table_holds_the_shapes_of_the_four_stages_and_no_others(launches):
+def test_default_tilings_cover_exactly_the_shapes_of_the_four_stages(launches):
     used = set()
-    for kernel, arguments in every_launch(launches):
+    for kernel, arguments in all_launches(launches):
         names = ("kernel_rows", "rows", "tile_columns")
         side, rows, tile_columns = (arguments[name] for name in names)
         name = (kernel.__name__, side, arguments.get("dilation", 1), rows)
-        assert triton_tiling.SHIPPED[name].tile_columns == tile_columns
+        assert triton_tiling.DEFAULT_TILINGS[name].tile_columns == tile_columns
         used.add(name)
-    assert used == set(triton_tiling.SHIPPED)
+    assert used == set(triton_tiling.DEFAULT_TILINGS)
 
 
 def problem(operator: str, **other: int) -> Problem:
@@ -230,26 +229,26 @@ def problem(operator: str, **other: int) -> Problem:
 
 
 @pytest.mark.parametrize("operator", KERNELS)
-def test_the_tuner_is_offered_the_tiling_in_use_and_others_that_the_kernel_knows(operator):
-    asked = problem(operator, dilation=1 if operator == "gelu_gradient" else 3, kernel_rows=3, kernel_columns=3)
-    offered = triton_tiling.neighbours(asked)
-    assert offered[0] == triton_tiling.tiling_for(asked)
-    assert len(offered) == len(set(offered)) > 1
-    tuned = operators._tuned(asked)
+def test_autotuner_candidates_include_the_selected_tiling(operator):
+    example = problem(operator, dilation=1 if operator == "gelu_gradient" else 3, kernel_rows=3, kernel_columns=3)
+    candidates = triton_tiling.candidate_tilings(example)
+    assert candidates[0] == triton_tiling.select_tiling(example)
+    assert len(candidates) == len(set(candidates)) > 1
+    tuned = operators._autotuned_kernel(example)
     names = set(tuned.arg_names)
     assert all(set(config.kwargs) <= names for config in tuned.configs)
-    assert len({str(config.kwargs) for config in tuned.configs}) == len(offered)
+    assert len({str(config.kwargs) for config in tuned.configs}) == len(candidates)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 13, 56, 97])
-def test_every_row_and_column_belongs_to_a_tile(rows):
+def test_tiles_cover_every_row_and_column(rows):
     for operator in KERNELS[:2]:
-        asked = problem(operator, rows=rows, columns=2 * rows)
-        for tiling in triton_tiling.neighbours(asked):
-            chosen = triton_tiling.settings(asked, tiling)
-            groups = -(-asked.phase_columns // chosen["tile_columns"])
-            tiles = groups * 9 * -(-asked.images // chosen["image_block"]) * chosen.get("strips", 1)
-            assert chosen["units"] == tiles
-            assert chosen["channel_block"] * chosen["image_block"] == tiling.lanes
-            assert chosen["halo"] == 3 or groups == 1
-            assert chosen["before"] == 3 or tiling.step >= asked.phase_rows
+        example = problem(operator, rows=rows, columns=2 * rows)
+        for tiling in triton_tiling.candidate_tilings(example):
+            arguments = triton_tiling.kernel_arguments(example, tiling)
+            groups = -(-example.phase_columns // arguments["tile_columns"])
+            tiles = groups * 9 * -(-example.images // arguments["image_block"]) * arguments.get("strips", 1)
+            assert arguments["num_tiles"] == tiles
+            assert arguments["channel_block"] * arguments["image_block"] == tiling.lanes
+            assert arguments["halo"] == 3 or groups == 1
+            assert arguments["rows_above"] == 3 or tiling.step >= example.phase_rows

@@ -29,14 +29,14 @@ def filled_b0(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     return filled(recorded("official_keys_b0"), dtype)
 
 
-def picture(shape: tuple[int, ...] = SMALL) -> Tensor:
-    """A normalised picture, float64."""
+def image(shape: tuple[int, ...] = SMALL) -> Tensor:
+    """A normalized image, float64."""
     return torch.from_numpy(fill.picture(shape)).double()
 
 
 def distance_from_recorded(model_name: str, logits: Tensor, shape: tuple[int, ...] = SMALL) -> float:
-    """The largest difference from the recorded logits of ``picture(shape)``."""
-    wanted = recorded("official")[model_name]["x".join(map(str, shape))]
-    difference = logits[:, :8].double() - torch.tensor(wanted["logits_first8"], dtype=torch.float64)
-    assert logits.argmax(1).tolist() == wanted["argmax"]
+    """The largest difference from the recorded logits of ``image(shape)``."""
+    expected = recorded("official")[model_name]["x".join(map(str, shape))]
+    difference = logits[:, :8].double() - torch.tensor(expected["logits_first8"], dtype=torch.float64)
+    assert logits.argmax(1).tolist() == expected["argmax"]
     return difference.abs().max().item()

@@ -1,7 +1,7 @@
-"""Run by ``torchrun``: each process measures its share of sets, for every task that looks at whole pictures.
+"""Script for ``torchrun``: evaluates every task on whole images and writes the results for the test to read.
 
-What it finds is left for the test to read. Targets and answers are random and partly equal, by seed. A network finds
-its answer by the number that a picture is filled with.
+Targets and outputs are random, partly equal, and depend on a seed. The network finds its output by the value that an
+image is filled with.
 """
 
 import json
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from van.engine.distributed import started
-from van.engine.evaluate import evaluate
 from van.tasks.base import Task
 from van.tasks.build import make_task
+from van.training.distributed import accelerator_context
+from van.training.evaluate import evaluate
 
 LABELS = ("a", "b", "c")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -28,94 +28,96 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "panoptic": {"things": [True, True, False]},
 }
 COUNT = 7
-"""Odd, so that the last place of the second process is padding."""
-SEEN = (12, 16)
+"""Odd, so that the last sample of the second process is padding."""
+INPUT_SIZE = (12, 16)
 SIZE = (24, 48)
 
 
-class Measured:
-    """``count`` pictures with targets, one more that cannot be read, and what a network answers."""
+class RandomDataset:
+    """A dataset of ``count`` images with targets and network outputs; image 4 is unreadable."""
 
     def __init__(self, task: str, count: int) -> None:
-        make = {"segment": _map, "panoptic": _segments}.get(task, _things)
+        make = {"segment": _map, "panoptic": _segments}.get(task, _objects)
         random = np.random.default_rng(5)
         pairs = [make(random) for _ in range(count)]
-        self.answers = [answer for answer, _ in pairs]
+        self.outputs = [output for output, _ in pairs]
         self.targets = [target for _, target in pairs]
 
     def __len__(self) -> int:
-        return len(self.answers)
+        return len(self.outputs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index == 4:
-            return {"name": "picture 4", "unreadable": "is damaged"}
-        picture = torch.full((3, *SEEN), float(index))
-        return {"picture": picture, "target": self.targets[index], "size": SIZE, "name": f"picture {index}"}
+            return {"name": "image 4", "unreadable": "is damaged"}
+        image = torch.full((3, *INPUT_SIZE), float(index))
+        return {"image": image, "target": self.targets[index], "original_size": SIZE, "name": f"image {index}"}
 
 
-class Answers(nn.Module):
-    """A network that knows the answer for each picture."""
+class FixedOutputs(nn.Module):
+    """A network that returns the given output of each image."""
 
-    def __init__(self, answers: list[Any]) -> None:
+    def __init__(self, outputs: list[Any]) -> None:
         super().__init__()
-        self.answers = answers
+        self.outputs = outputs
 
-    def forward(self, pictures: list[Tensor]) -> list[Any]:
-        return [self.answers[int(picture[0, 0, 0])] for picture in pictures]
+    def forward(self, images: list[Tensor]) -> list[Any]:
+        return [self.outputs[int(image[0, 0, 0])] for image in images]
 
 
-def figures(name: str, accelerator: Any, *, count: int, twice: bool = False) -> dict[str, Any]:
-    """What an evaluation finds; ``twice`` counts the first picture at the end again."""
+def evaluate_task(name: str, accelerator: Any, *, count: int, twice: bool = False) -> dict[str, Any]:
+    """Return the results of an evaluation; ``twice`` appends the first image again."""
     task: Task = make_task(name, LABELS, OPTIONS[name])
-    samples = Measured(name, count)
+    samples = RandomDataset(name, count)
     if twice:
-        samples.answers.append(samples.answers[0])
+        samples.outputs.append(samples.outputs[0])
         samples.targets.append(samples.targets[0])
-    found = evaluate(task, Answers(samples.answers), samples, accelerator, batch_size=2)
-    return {"metrics": found.metrics, "per_class": found.details["per_class"], "samples": found.samples}
+    results = evaluate(task, FixedOutputs(samples.outputs), samples, accelerator, batch_size=2)
+    return {"metrics": results.metrics, "per_class": results.details["per_class"], "samples": results.samples}
 
 
 def _blocks(random: np.random.Generator, least: int) -> np.ndarray:
-    """A map of the picture in blocks of 6 x 8 pixels, numbers from ``least`` to 2."""
+    """Return a map in blocks of 6 x 8 pixels with values from ``least`` to 2."""
     return random.integers(least, 3, (4, 6)).repeat(6, 0).repeat(8, 1)
 
 
 def _map(random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    logits = torch.from_numpy(random.standard_normal((3, *SEEN))).float()
+    logits = torch.from_numpy(random.standard_normal((3, *INPUT_SIZE))).float()
     return logits, torch.from_numpy(_blocks(random, -1))
 
 
 def _segments(random: np.random.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     labels, ids = torch.from_numpy(random.integers(0, 3, 3)), torch.from_numpy(_blocks(random, -1))
     masks = ids == torch.arange(3)[:, None, None]
-    shown = masks ^ torch.from_numpy(random.random((3, *SIZE)) < 0.15)
+    predicted = masks ^ torch.from_numpy(random.random((3, *SIZE)) < 0.15)
     classes = torch.full((3, 4), -9.0)
     classes[torch.arange(3), torch.where(torch.from_numpy(random.random(3)) < 0.8, labels, 0)] = 9.0
-    return {"class_logits": classes, "mask_logits": 18.0 * shown.float() - 9}, {"labels": labels, "masks": masks}
+    return {"class_logits": classes, "mask_logits": 18.0 * predicted.float() - 9}, {"labels": labels, "masks": masks}
 
 
-def _things(random: np.random.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _objects(random: np.random.Generator) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     corners = np.sort(random.integers(0, [48, 24], (3, 2, 2)), axis=1) + np.array([[0, 0], [1, 1]])
     boxes = torch.from_numpy(corners.reshape(3, 4)).float()
     y, x = np.mgrid[:24, :48]
     masks = np.array([(x >= a) & (x < c) & (y >= b) & (y < d) for a, b, c, d in corners.reshape(3, 4).tolist()])
     labels = torch.from_numpy(random.integers(0, 3, 3))
     target = {"boxes": boxes, "labels": labels, "masks": torch.from_numpy(masks)}
-    answer = {
+    output = {
         "boxes": (boxes + torch.from_numpy(random.integers(0, 2, (3, 4)))) / torch.tensor([3.0, 2, 3, 2]),
         "labels": torch.where(torch.from_numpy(random.random(3)) < 0.8, labels, 0),
-        "scores": torch.from_numpy(random.integers(1, 4, 3) / 4).float(),  # equal in many pictures
+        "scores": torch.from_numpy(random.integers(1, 4, 3) / 4).float(),  # many are equal
         "masks": torch.from_numpy(masks[:, None, ::2, ::3]).float(),
     }
-    return answer, target
+    return output, target
 
 
 def main(out: Path) -> None:
-    """Each process writes what it found."""
-    with started(device="cpu") as accelerator, warnings.catch_warnings():
+    """Evaluate all tasks and write the results of this process."""
+    with accelerator_context(device="cpu") as accelerator, warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = {f"{name} {count}": figures(name, accelerator, count=count) for name in OPTIONS for count in (COUNT, 1)}
-        record = {"found": found, "world": accelerator.num_processes}
+        results = {
+            f"{name} {count}": evaluate_task(name, accelerator, count=count) for name in OPTIONS for count in (COUNT, 1)
+        }
+        record = {"results": results, "world_size": accelerator.num_processes}
         (out / f"{accelerator.process_index}.json").write_text(json.dumps(record))
         accelerator.wait_for_everyone()
 
@@ -123,4 +125,4 @@ def main(out: Path) -> None:
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
     sys.stderr.flush()
-    os._exit(0)  # torch with gloo now and then aborts while the interpreter is taken down
+    os._exit(0)  # torch with gloo sometimes aborts while the interpreter shuts down

@@ -1,4 +1,4 @@
-"""A task is made again from what a checkpoint says of it."""
+"""Tasks are rebuilt from their name, class names and options."""
 
 import json
 
@@ -7,37 +7,37 @@ import pytest
 from van.errors import ShapeError, UsageError
 from van.tasks.base import Task
 from van.tasks.build import TASKS, make_task
-from van.tasks.classify import Classify
-from van.tasks.detect import Detect
-from van.tasks.panoptic import Panoptic
-from van.tasks.segment import Segment
+from van.tasks.classification import ClassificationTask
+from van.tasks.detection import DetectionTask
+from van.tasks.panoptic import PanopticTask
+from van.tasks.segmentation import SegmentationTask
 
 LABELS = ("cat", "sky", "road")
-MADE: tuple[Task, ...] = (
-    Classify(LABELS),
-    Detect(LABELS, category_ids=(1, 18, 90)),
-    Detect(LABELS),
-    Detect(LABELS, masks=True, category_ids=(4, 2, 7)),
-    Segment(LABELS),
-    Panoptic(LABELS, things=(True, False, False)),
+EXAMPLES: tuple[Task, ...] = (
+    ClassificationTask(LABELS),
+    DetectionTask(LABELS, category_ids=(1, 18, 90)),
+    DetectionTask(LABELS),
+    DetectionTask(LABELS, masks=True, category_ids=(4, 2, 7)),
+    SegmentationTask(LABELS),
+    PanopticTask(LABELS, things=(True, False, False)),
 )
 
 
-@pytest.mark.parametrize("task", MADE, ids=lambda task: task.name)
-def test_a_task_comes_back_from_what_json_keeps_of_it(task):
-    name, labels, options = json.loads(json.dumps([task.name, task.labels, task.options]))
-    again = make_task(name, labels, options)
-    assert type(again) is type(task)
-    for attribute in ("name", "headline", "labels", "options"):
-        assert getattr(again, attribute) == getattr(task, attribute)
-    assert vars(again) == vars(task)
+@pytest.mark.parametrize("task", EXAMPLES, ids=lambda task: task.name)
+def test_a_task_is_rebuilt_from_its_json(task):
+    name, labels, options = json.loads(json.dumps([task.name, task.class_names, task.options]))
+    rebuilt = make_task(name, labels, options)
+    assert type(rebuilt) is type(task)
+    for attribute in ("name", "monitor", "class_names", "options"):
+        assert getattr(rebuilt, attribute) == getattr(task, attribute)
+    assert vars(rebuilt) == vars(task)
 
 
-def test_every_name_is_that_of_a_task():
-    assert {task.name for task in MADE} == set(TASKS)
+def test_every_task_name_has_an_example():
+    assert {task.name for task in EXAMPLES} == set(TASKS)
 
 
-def test_without_options_there_are_defaults():
+def test_omitted_options_have_defaults():
     assert make_task("detect", ["cat"]).options == {"category_ids": []}
     assert make_task("detect", ["cat"], {"min_score": 0.7}).min_score == 0.7
 
@@ -45,18 +45,18 @@ def test_without_options_there_are_defaults():
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
-        ("depth", {}, "there is no task 'depth'; known: classify, detect, instances, segment, panoptic"),
-        ("segment", {"things": [True]}, "segment has no option things; known: none"),
-        ("detect", {"masks": True}, "detect has no option masks; known: category_ids, min_score"),
-        ("panoptic", {}, "panoptic lacks the option things"),
+        ("depth", {}, "classify, detect, instances, segment, panoptic.*'depth'"),
+        ("segment", {"things": [True]}, "segment.*none.*things"),
+        ("detect", {"masks": True}, "detect.*category_ids, min_score.*masks"),
+        ("panoptic", {}, "panoptic.*things"),
     ],
 )
-def test_what_is_not_known_is_refused(name, options, reason):
+def test_unknown_tasks_and_options_and_missing_options_raise(name, options, reason):
     with pytest.raises(UsageError, match=reason):
         make_task(name, LABELS, options)
 
 
-def test_options_that_do_not_fit_the_labels_are_refused():
+def test_options_of_another_number_of_classes_raise():
     with pytest.raises(ShapeError, match="things"):
         make_task("panoptic", LABELS, {"things": [True]})
     with pytest.raises(ShapeError, match="category_ids"):

@@ -1,4 +1,4 @@
-"""Two gloo processes under torchrun measure exactly what one does."""
+"""Two gloo processes under torchrun compute exactly the metrics of one process."""
 
 import json
 import os
@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from tasks.processes import COUNT, OPTIONS, figures
-from van.engine.distributed import started
-from van.engine.loader import EvaluationOrder
+from tasks.processes import COUNT, OPTIONS, evaluate_task
+from van.training.distributed import accelerator_context
+from van.training.loader import EvalBatchSampler
 
 SCRIPT = Path(__file__).with_name("processes.py")
 
 
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of the two found."""
+    """The results of each of the two processes."""
     out = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -30,31 +30,31 @@ def by_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr[-3000:]
     records = [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
-    assert [record["world"] for record in records] == [2, 2]
-    return [record["found"] for record in records]
+    assert [record["world_size"] for record in records] == [2, 2]
+    return [record["results"] for record in records]
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))
-def test_two_processes_find_exactly_what_one_does(name: str, by_two: list[dict[str, Any]]):
-    """Not nearly: sums are exact, and the order of pictures is that of their names."""
-    with started(device="cpu") as accelerator:
-        alone = json.loads(json.dumps(figures(name, accelerator, count=COUNT)))
-        padded = figures(name, accelerator, count=COUNT, twice=True)
-    tickets = [ticket for batch in EvaluationOrder(COUNT, batch_size=2, rank=1, world=2) for ticket in batch]
-    assert [ticket.valid for ticket in tickets] == [True, True, True, False]  # the set does pad
-    assert alone["samples"] == COUNT - 1
-    for found in by_two:
-        assert found[f"{name} {COUNT}"] == alone
-    assert padded["metrics"] != alone["metrics"]  # and counting the padding would show
+def test_two_processes_compute_exactly_the_metrics_of_one(name: str, by_two: list[dict[str, Any]]):
+    """Exactly: sums are exact, and images are sorted by name."""
+    with accelerator_context(device="cpu") as accelerator:
+        single = json.loads(json.dumps(evaluate_task(name, accelerator, count=COUNT)))
+        padded = evaluate_task(name, accelerator, count=COUNT, twice=True)
+    refs = [ref for batch in EvalBatchSampler(COUNT, batch_size=2, rank=1, world_size=2) for ref in batch]
+    assert [ref.valid for ref in refs] == [True, True, True, False]  # the second process has padding
+    assert single["samples"] == COUNT - 1
+    for results in by_two:
+        assert results[f"{name} {COUNT}"] == single
+    assert padded["metrics"] != single["metrics"]  # negative control: counting the padding changes the metrics
     assert all(
-        0 < value < 1 for key, value in alone["metrics"].items() if key in ("box_ap", "mask_ap", "mean_iou", "pq")
+        0 < value < 1 for key, value in single["metrics"].items() if key in ("box_ap", "mask_ap", "mean_iou", "pq")
     )
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))
-def test_a_process_that_has_nothing_but_padding_agrees(name: str, by_two: list[dict[str, Any]]):
-    with started(device="cpu") as accelerator:
-        alone = json.loads(json.dumps(figures(name, accelerator, count=1)))
-    assert alone["samples"] == 1
-    for found in by_two:
-        assert found[f"{name} 1"] == alone
+def test_a_process_with_padding_only_returns_the_same_metrics(name: str, by_two: list[dict[str, Any]]):
+    with accelerator_context(device="cpu") as accelerator:
+        single = json.loads(json.dumps(evaluate_task(name, accelerator, count=1)))
+    assert single["samples"] == 1
+    for results in by_two:
+        assert results[f"{name} 1"] == single

@@ -1,1 +1,1 @@
-"""Measuring: operators and whole networks side by side in one run, each checked before its speed is told."""
+"""Benchmarks of operators, networks and runtime sessions. Outputs are verified before throughput is reported."""

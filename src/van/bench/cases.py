@@ -1,87 +1,94 @@
-"""Which rows a table has: networks side by side, or a few of them while something grows."""
+"""Selection of benchmark cases: a comparison of networks, or a sweep over batch, image or kernel size."""
 
 from collections.abc import Sequence
 
+from van.bench.backends import BACKENDS, supported_backends
 from van.bench.networks import NETWORKS
 from van.bench.rows import Case
-from van.bench.ways import WAYS, ways_of
 from van.errors import UsageError
 
 RESOLUTIONS_PX = (224, 320, 448, 640, 832, 1024)
 KERNEL_SIZES = (7, 14, 21, 28, 35, 53)
-"""Of large kernel attention, in pixels: the paper's four, and two larger ones."""
-_USUAL = ("van", "reference", "compile", "onnxruntime", "openvino")
-_IN_PYTORCH = ("van", "reference", "eager")
+"""Kernel sizes of large kernel attention, in pixels: the four of the paper, and two larger ones."""
+_DEFAULT_VAN_BACKENDS = ("van", "reference", "compile", "onnxruntime", "openvino")
+_DEFAULT_SWEEP_BACKENDS = ("van", "reference", "eager")
 
 
-def side_by_side(networks: Sequence[str], *, ways: Sequence[str] = (), batch_size: int, size_px: int) -> list[Case]:
-    """Every network on every way that was asked for and leads there.
+def comparison_cases(
+    networks: Sequence[str], *, backends: Sequence[str] = (), batch_size: int, image_size: int
+) -> list[Case]:
+    """Return every network on every selected backend that supports it.
 
     Args:
-        networks: their names.
-        ways: their names; none is every way but ``van_compile`` for a VAN and ``eager`` for the others.
-        batch_size, size_px: of every case.
+        networks: names of networks.
+        backends: names of backends; by default all but ``van_compile`` for a VAN, and ``eager`` for peers.
+        batch_size, image_size: of every case, in images and pixels.
 
     Raises:
-        UsageError: there is no network or way of that name, or no way for one of the networks.
+        UsageError: a network or backend is unknown, or no selected backend supports a network.
     """
     return [
-        Case(network=name, way=way, batch_size=batch_size, size_px=size_px)
-        for name in _known(networks)
-        for way in _chosen(name, ways, usual=_USUAL if NETWORKS[name].is_van else ("eager",))
+        Case(network=name, backend=backend, batch_size=batch_size, image_size=image_size)
+        for name in _check_networks(networks)
+        for backend in _select_backends(
+            name, backends, default=_DEFAULT_VAN_BACKENDS if NETWORKS[name].is_van else ("eager",)
+        )
     ]
 
 
-def growing(
-    over: str, networks: Sequence[str], *, ways: Sequence[str] = (), batch_size: int, size_px: int
+def sweep_cases(
+    sweep: str, networks: Sequence[str], *, backends: Sequence[str] = (), batch_size: int, image_size: int
 ) -> list[Case]:
-    """The same while one thing grows.
+    """Return the cases of a sweep over one parameter.
 
     Args:
-        over: ``batch``, by powers of two up to ``batch_size``; ``resolution``, from ``size_px`` up to 1024;
-            or ``kernel``, the size of VAN's large kernel attention.
-        networks: their names.
-        ways: their names; none is ``van`` and ``reference`` for a VAN and ``eager`` for the others.
-        batch_size, size_px: of the cases, where they do not grow.
+        sweep: ``batch``, by powers of two up to ``batch_size``; ``resolution``, from ``image_size`` up to 1024
+            pixels; or ``kernel``, the size of VAN's large kernel attention.
+        networks: names of networks.
+        backends: names of backends; by default ``van`` and ``reference`` for a VAN, and ``eager`` for peers.
+        batch_size, image_size: of the cases, unless swept, in images and pixels.
 
     Raises:
-        UsageError: as ``side_by_side``; or a network has no kernel to grow.
+        UsageError: as ``comparison_cases``; or a kernel sweep of a network without large kernel attention.
     """
     cases = []
-    for name in _known(networks):
-        if over == "kernel" and not NETWORKS[name].is_van:
-            raise UsageError(f"--grow kernel: {name} has no large kernel attention; wanted van_b0 to van_b6")
-        chosen = _chosen(name, ways, usual=_IN_PYTORCH)
-        for pictures, size, kernel in _steps(over, batch_size=batch_size, size_px=size_px):
+    for name in _check_networks(networks):
+        if sweep == "kernel" and not NETWORKS[name].is_van:
+            raise UsageError(f"--sweep kernel: expected networks with large kernel attention (VANs), got {name!r}")
+        selected = _select_backends(name, backends, default=_DEFAULT_SWEEP_BACKENDS)
+        for images, size, kernel in _sweep_steps(sweep, batch_size=batch_size, image_size=image_size):
             cases += [
-                Case(network=name, way=way, batch_size=pictures, size_px=size, kernel_size=kernel) for way in chosen
+                Case(network=name, backend=backend, batch_size=images, image_size=size, kernel_size=kernel)
+                for backend in selected
             ]
     return cases
 
 
-def _steps(over: str, *, batch_size: int, size_px: int) -> list[tuple[int, int, int | None]]:
-    """Batch size, picture size and kernel size of each step."""
-    if over == "batch":
+def _sweep_steps(sweep: str, *, batch_size: int, image_size: int) -> list[tuple[int, int, int | None]]:
+    """Return the batch size, image size and kernel size of each step."""
+    if sweep == "batch":
         powers = [2**power for power in range(batch_size.bit_length())]
-        return [(pictures, size_px, None) for pictures in dict.fromkeys([*powers, batch_size])]
-    if over == "resolution":
-        return [(batch_size, size, None) for size in (size_px, *(px for px in RESOLUTIONS_PX if px > size_px))]
-    return [(batch_size, size_px, kernel) for kernel in KERNEL_SIZES]
+        return [(images, image_size, None) for images in dict.fromkeys([*powers, batch_size])]
+    if sweep == "resolution":
+        return [(batch_size, size, None) for size in (image_size, *(px for px in RESOLUTIONS_PX if px > image_size))]
+    return [(batch_size, image_size, kernel) for kernel in KERNEL_SIZES]
 
 
-def _known(networks: Sequence[str]) -> list[str]:
+def _check_networks(networks: Sequence[str]) -> list[str]:
     for name in networks:
         if name not in NETWORKS:
-            raise UsageError(f"--models: there is no {name!r} to measure; known: {', '.join(NETWORKS)}")
+            raise UsageError(f"--models: expected names among {', '.join(NETWORKS)}, got {name!r}")
     return list(dict.fromkeys(networks))
 
 
-def _chosen(name: str, ways: Sequence[str], *, usual: Sequence[str]) -> list[str]:
-    for way in ways:
-        if way not in WAYS:
-            raise UsageError(f"--ways: there is no {way!r}; known: {', '.join(WAYS)}")
-    lead_there = ways_of(NETWORKS[name])
-    chosen = [way for way in dict.fromkeys(ways or usual) if way in lead_there]
-    if not chosen:
-        raise UsageError(f"--ways: none of {', '.join(ways)} leads to {name}; wanted some of {', '.join(lead_there)}")
-    return chosen
+def _select_backends(name: str, backends: Sequence[str], *, default: Sequence[str]) -> list[str]:
+    for backend in backends:
+        if backend not in BACKENDS:
+            raise UsageError(f"--backends: expected names among {', '.join(BACKENDS)}, got {backend!r}")
+    supported = supported_backends(NETWORKS[name])
+    selected = [backend for backend in dict.fromkeys(backends or default) if backend in supported]
+    if not selected:
+        raise UsageError(
+            f"--backends: expected at least one of {', '.join(supported)} for {name}, got {', '.join(backends)}"
+        )
+    return selected

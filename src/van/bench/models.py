@@ -1,7 +1,7 @@
-"""Whole networks, each on every way to run it, side by side in one run.
+"""Benchmark of whole networks on every backend, in one run.
 
-The answers of a row are first compared with those of the same weights in float64; a row that is wrong
-gets no speed. Then every row takes its turn in every round.
+The outputs of each row are first compared with those of the same weights in float64; an incorrect row is not timed.
+Then all rows are timed in turn in every round.
 """
 
 import dataclasses
@@ -13,30 +13,30 @@ from pathlib import Path
 
 import torch
 
-from van.bench.costs import count
-from van.bench.machine import Machine, same_terms, survey, synchroniser
-from van.bench.memory import with_peak_growth
+from van.bench.backends import prepare
+from van.bench.benchmark_model import BenchmarkModel
+from van.bench.flops import count_flops
+from van.bench.machine import Machine, benchmark_settings, measure_machine, synchronizer
+from van.bench.memory import measure_peak_memory
 from van.bench.networks import NETWORKS, build
 from van.bench.rows import Case, Outcome, Row
-from van.bench.subject import Subject
-from van.bench.timing import Timing, interleaved
-from van.bench.training import TRAINED, Trainee
-from van.bench.ways import prepare
+from van.bench.timing import Timing, time_interleaved
+from van.bench.training import TRAINABLE_BACKENDS, TrainingBenchmark
 from van.errors import MissingExtra
-from van.ops.memory import keep_freed_memory
+from van.ops.memory import enable_memory_reuse
 
 TOLERANCE = 1e-4
-"""Largest error of logits against float64, relative to the largest: float32 through a whole network."""
-PARTS = {"latency": "one picture", "batch": "the batch", "step": "a training step"}
-"""What is timed of a case."""
+"""Largest error of logits against float64, relative to the largest logit: float32 rounding in a whole network."""
+MEASUREMENTS = {"latency": "one image", "batch": "the batch", "step": "a training step"}
+"""The timings of a case and their descriptions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Terms:
-    """How a table is measured.
+class BenchmarkConfig:
+    """The settings of a network benchmark.
 
-    ``threads`` holds for PyTorch, this package's C++ code, ONNX Runtime and OpenVINO. ``latency`` asks
-    for single pictures, too, ``train`` for training steps on the ways that can.
+    ``threads`` applies to PyTorch, this package's C++ code, ONNX Runtime and OpenVINO. ``latency`` also times
+    single images, ``train`` training steps on the backends that support them.
     """
 
     device: torch.device = torch.device("cpu")
@@ -44,132 +44,148 @@ class Terms:
     rounds: int = 5
     latency: bool = True
     train: bool = False
-    say: Callable[[str], object] = lambda _: None
-    """Told what is going on."""
+    log: Callable[[str], object] = lambda _: None
+    """Receives progress messages."""
 
 
-def measure(cases: Sequence[Case], terms: Terms) -> tuple[Machine, list[Row]]:
-    """Prepare and check every case, then time them in turn; one that fails says why, and the others go on.
+def measure(cases: Sequence[Case], config: BenchmarkConfig) -> tuple[Machine, list[Row]]:
+    """Prepare and verify every case, then time all of them in turn.
 
-    All that is measured is held in memory at once, and the process keeps freed memory from then on.
+    A case that fails gets a reason; the others are not affected. All cases are held in memory at the same time,
+    and memory reuse stays enabled for the process.
     """
-    with same_terms(threads=terms.threads), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        terms.say("how fast this machine computes and copies at all")
-        machine = survey(terms.device, threads=terms.threads)
-        prepared = list(_prepare_all(cases, terms, Path(folder)))
-        keep_freed_memory()  # as the verbs of this package do; here for all alike
-        timings = {part: _time(part, prepared, terms) for part in PARTS}
-    return machine, [item.finished(machine, timings) for item in prepared]
+    with benchmark_settings(threads=config.threads), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        config.log("measuring peak arithmetic and memory bandwidth")
+        machine = measure_machine(config.device, threads=config.threads)
+        prepared = list(_prepare_rows(cases, config, Path(folder)))
+        enable_memory_reuse()  # as in the commands of this package; it benefits all backends equally
+        timings = {measurement: _time_measurement(measurement, prepared, config) for measurement in MEASUREMENTS}
+    return machine, [prepared_row.with_timings(machine, timings) for prepared_row in prepared]
 
 
-class _Prepared:
-    """A row before it is timed, and the calls to time for it, by part."""
+class _PreparedRow:
+    """A row that is not timed yet, and its calls by measurement."""
 
     def __init__(self, case: Case) -> None:
         self.row = Row(case=case)
         self.calls: dict[str, Callable[[], object]] = {}
 
-    def end(self, outcome: Outcome, reason: str) -> None:
-        """No speed is told of this row, and this is why."""
+    def reject(self, outcome: Outcome, reason: str) -> None:
+        """Exclude this row from timing, with the reason."""
         self.row = dataclasses.replace(self.row, outcome=outcome, reason=reason)
         self.calls.clear()
 
-    def attempt(self, part: str) -> None:
-        """Run one of the calls; what it raises ends the row, not the table."""
-        if part in self.calls:
+    def run_call(self, measurement: str) -> None:
+        """Run one of the calls; an exception rejects this row only."""
+        if measurement in self.calls:
             try:
-                self.calls[part]()
+                self.calls[measurement]()
             except Exception as error:  # a runtime may raise anything
-                self.end("failed", _in_a_line(error))
+                self.reject("failed", _format_exception(error))
 
-    def finished(self, machine: Machine, timings: Mapping[str, Mapping[Case, Timing]]) -> Row:
-        """The row with its times, if it is still right."""
+    def with_timings(self, machine: Machine, timings: Mapping[str, Mapping[Case, Timing]]) -> Row:
+        """Return the row with its timings, unless it was rejected."""
         row = self.row
         if row.outcome != "measured" or row.cost is None:
             return row
-        latency, batch, step = (timings[part].get(row.case) for part in PARTS)
-        least_s = machine.least_s(macs=row.cost.macs, bytes_moved=row.cost.bytes_moved)
-        share = None if batch is None else 1e3 * least_s / batch.median_ms
-        return dataclasses.replace(row, latency=latency, batch=batch, step=step, roofline_share=share)
+        latency, batch, step = (timings[measurement].get(row.case) for measurement in MEASUREMENTS)
+        roofline_s = machine.roofline_s(macs=row.cost.macs, bytes_moved=row.cost.bytes_moved)
+        roofline_fraction = None if batch is None else 1e3 * roofline_s / batch.median_ms
+        return dataclasses.replace(row, latency=latency, batch=batch, step=step, roofline_fraction=roofline_fraction)
 
 
-def _prepare_all(cases: Sequence[Case], terms: Terms, folder: Path) -> Iterator[_Prepared]:
-    """Cases of one network that follow one another share it."""
-    most = max((case.batch_size for case in cases), default=1)
+def _prepare_rows(cases: Sequence[Case], config: BenchmarkConfig, folder: Path) -> Iterator[_PreparedRow]:
+    """Yield the prepared rows; consecutive cases of one network share its model."""
+    max_batch_size = max((case.batch_size for case in cases), default=1)
 
     @functools.lru_cache(maxsize=1)
-    def subject(network: str, size_px: int, kernel_size: int | None) -> Subject:
-        return Subject(NETWORKS[network], size_px=size_px, kernel_size=kernel_size, pictures=most, folder=folder)
+    def benchmark_model(network: str, image_size: int, kernel_size: int | None) -> BenchmarkModel:
+        return BenchmarkModel(
+            NETWORKS[network], image_size=image_size, kernel_size=kernel_size, images=max_batch_size, folder=folder
+        )
 
-    for number, case in enumerate(cases, start=1):
-        terms.say(f"preparing {number} of {len(cases)}: {describe(case)}")
-        item = _Prepared(case)
+    for index, case in enumerate(cases, start=1):
+        config.log(f"preparing {index} of {len(cases)}: {describe_case(case)}")
+        prepared_row = _PreparedRow(case)
         try:
-            _prepare(item, subject(case.network, case.size_px, case.kernel_size), terms)
+            _prepare_row(prepared_row, benchmark_model(case.network, case.image_size, case.kernel_size), config)
         except MissingExtra as error:
-            item.end("not installed", str(error))
+            prepared_row.reject("unavailable", str(error))
         except Exception as error:  # compilers and exporters raise anything
-            item.end("failed", _in_a_line(error))
-        if item.row.reason:
-            terms.say(f"{describe(case)}: {item.row.outcome}: {item.row.reason}")
-        yield item
+            prepared_row.reject("failed", _format_exception(error))
+        if prepared_row.row.reason:
+            config.log(f"{describe_case(case)}: {prepared_row.row.outcome}: {prepared_row.row.reason}")
+        yield prepared_row
 
 
-def _prepare(item: _Prepared, subject: Subject, terms: Terms) -> None:
-    case = item.row.case
-    plan = functools.partial(build, subject.network, size_px=case.size_px, kernel_size=case.kernel_size, device="meta")
-    item.row = dataclasses.replace(item.row, cost=count(plan, batch_size=case.batch_size, size_px=case.size_px))
-    runner = prepare(case.way, subject, threads=terms.threads, device=terms.device)
-    whole = runner(subject.pictures[: case.batch_size])
-    logits, peak = with_peak_growth(whole, device=terms.device)
-    errors = [subject.error(logits)]
-    item.calls["batch"] = whole
-    if terms.latency:
-        single = whole if case.batch_size == 1 else runner(subject.pictures[:1])
-        errors.append(subject.error(single()))
-        item.calls["latency"] = single
-    error = _worst(errors)
-    item.row = dataclasses.replace(item.row, error=error, peak_memory_bytes=peak)
+def _prepare_row(prepared_row: _PreparedRow, benchmark_model: BenchmarkModel, config: BenchmarkConfig) -> None:
+    case = prepared_row.row.case
+    build_on_meta = functools.partial(
+        build, benchmark_model.network, image_size=case.image_size, kernel_size=case.kernel_size, device="meta"
+    )
+    cost = count_flops(build_on_meta, batch_size=case.batch_size, image_size=case.image_size)
+    prepared_row.row = dataclasses.replace(prepared_row.row, cost=cost)
+    runner = prepare(case.backend, benchmark_model, threads=config.threads, device=config.device)
+    run_batch = runner(benchmark_model.images[: case.batch_size])
+    logits, peak = measure_peak_memory(run_batch, device=config.device)
+    errors = [benchmark_model.error(logits)]
+    prepared_row.calls["batch"] = run_batch
+    if config.latency:
+        run_single = run_batch if case.batch_size == 1 else runner(benchmark_model.images[:1])
+        errors.append(benchmark_model.error(run_single()))
+        prepared_row.calls["latency"] = run_single
+    error = _largest_error(errors)
+    prepared_row.row = dataclasses.replace(prepared_row.row, error=error, peak_memory_bytes=peak)
     if not error <= TOLERANCE:
-        item.end("wrong", f"its answer is off by {error:.1e} of the largest logit, so no speed is told")
-    elif terms.train and case.way in TRAINED:
-        _prepare_training(item, subject, terms)
+        reason = f"relative error of the logits: expected at most {TOLERANCE:.0e}, got {error:.1e}; not timed"
+        prepared_row.reject("incorrect", reason)
+    elif config.train and case.backend in TRAINABLE_BACKENDS:
+        _prepare_training(prepared_row, benchmark_model, config)
 
 
-def _prepare_training(item: _Prepared, subject: Subject, terms: Terms) -> None:
-    trainee = Trainee(item.row.case.way, subject, terms.device)
-    error = trainee.gradient_error()
-    item.row = dataclasses.replace(item.row, gradient_error=error)
-    if error <= subject.network.gradient_tolerance:
-        item.calls["step"] = trainee.step(item.row.case.batch_size)
+def _prepare_training(prepared_row: _PreparedRow, benchmark_model: BenchmarkModel, config: BenchmarkConfig) -> None:
+    training_benchmark = TrainingBenchmark(prepared_row.row.case.backend, benchmark_model, config.device)
+    error = training_benchmark.gradient_error()
+    prepared_row.row = dataclasses.replace(prepared_row.row, gradient_error=error)
+    tolerance = benchmark_model.network.gradient_tolerance
+    if error <= tolerance:
+        prepared_row.calls["step"] = training_benchmark.step(prepared_row.row.case.batch_size)
     else:
-        item.end("wrong", f"its gradients are off by {error:.1e} of their length, so no speed is told")
+        reason = f"relative error of the gradients: expected at most {tolerance:.0e}, got {error:.1e}; not timed"
+        prepared_row.reject("incorrect", reason)
 
 
-def _time(part: str, prepared: Sequence[_Prepared], terms: Terms) -> dict[Case, Timing]:
-    calls = {item.row.case: functools.partial(item.attempt, part) for item in prepared if part in item.calls}
+def _time_measurement(
+    measurement: str, prepared: Sequence[_PreparedRow], config: BenchmarkConfig
+) -> dict[Case, Timing]:
+    calls = {
+        prepared_row.row.case: functools.partial(prepared_row.run_call, measurement)
+        for prepared_row in prepared
+        if measurement in prepared_row.calls
+    }
     if not calls:
         return {}
-    return interleaved(
+    title = MEASUREMENTS[measurement]
+    return time_interleaved(
         calls,
-        rounds=terms.rounds,
+        rounds=config.rounds,
         warm_up=1,
-        untimed=1 if part == "latency" else 0,
-        synchronise=synchroniser(terms.device),
-        on_round=lambda number: terms.say(f"timing {PARTS[part]}, {len(calls)} rows: round {number} of {terms.rounds}"),
+        untimed=1 if measurement == "latency" else 0,
+        synchronize=synchronizer(config.device),
+        on_round=lambda index: config.log(f"timing {title}, {len(calls)} rows: round {index} of {config.rounds}"),
     )
 
 
-def describe(case: Case) -> str:
-    """A case in words."""
+def describe_case(case: Case) -> str:
+    """Return a description of a case for progress messages."""
     kernel = "" if case.kernel_size is None else f", kernel {case.kernel_size}"
-    return f"{case.network} {case.way}, batch {case.batch_size}, {case.size_px} px{kernel}"
+    return f"{case.network} {case.backend}, batch {case.batch_size}, {case.image_size} px{kernel}"
 
 
-def _worst(errors: Sequence[float]) -> float:
+def _largest_error(errors: Sequence[float]) -> float:
     return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
 
 
-def _in_a_line(error: Exception) -> str:
+def _format_exception(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0].strip()[:300]}"

@@ -1,7 +1,7 @@
-"""The networks that are compared: VAN, and from timm the ones its paper and its followers stand beside.
+"""The benchmarked networks: VAN, and peers of similar size from timm.
 
-Top-1 is ImageNet-1K in percent, one crop of 224 x 224, trained on ImageNet-1K alone, as published.
-Speed does not depend on the weights, so they are random, and nothing is downloaded.
+Top-1 is the published ImageNet-1K accuracy in percent, for a single 224 x 224 crop and training on ImageNet-1K only.
+Throughput does not depend on the weights, so they are random, and nothing is downloaded.
 """
 
 import dataclasses
@@ -12,17 +12,17 @@ import torch
 from torch import nn
 
 import van  # noqa: F401  registers VAN with timm
-from van.models.catalogue import VARIANTS
+from van.models.registry import VARIANTS
 
-PUBLISHED_AT_PX = 224
+PUBLISHED_IMAGE_SIZE = 224
 CHANNELS_LAST, NCHW = "channels_last", "NCHW"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Network:
-    """One network. ``layout`` is the one it is usually run in: convolutions like channels_last.
+    """A network. ``layout`` is its preferred memory layout: channels_last for convolutional networks.
 
-    ``top1`` is in percent, and ``source`` says where it is from.
+    ``top1`` is in percent, and ``source`` is its publication.
     """
 
     name: str
@@ -31,14 +31,14 @@ class Network:
     layout: str
     top1: float | None
     source: str
-    sized: bool = False
-    """Whether it is built for one size of picture."""
+    has_fixed_image_size: bool = False
+    """Whether it is built for one image size."""
     gradient_tolerance: float = 1e-4
-    """How far float32 gradients may be from float64's, as a share of their length."""
+    """Largest relative L2 error of float32 gradients against float64."""
 
     @property
     def is_van(self) -> bool:
-        """Whether this package has its own ways to run it."""
+        """Return whether this is a VAN, which this package has its own backends for."""
         return self.name in VARIANTS
 
 
@@ -52,12 +52,12 @@ _PEERS = (
         top1=83.1, source="Liu et al. 2022, arXiv:2201.03545, table 1",
     ),
     Network(
-        name="swin_tiny", timm_name="swin_tiny_patch4_window7_224", family="Swin", layout=NCHW, sized=True,
-        top1=81.3, source="Liu et al. 2021, arXiv:2103.14030, table 1",
+        name="swin_tiny", timm_name="swin_tiny_patch4_window7_224", family="Swin", layout=NCHW,
+        has_fixed_image_size=True, top1=81.3, source="Liu et al. 2021, arXiv:2103.14030, table 1",
     ),
     Network(
-        name="swin_small", timm_name="swin_small_patch4_window7_224", family="Swin", layout=NCHW, sized=True,
-        top1=83.0, source="Liu et al. 2021, arXiv:2103.14030, table 1",
+        name="swin_small", timm_name="swin_small_patch4_window7_224", family="Swin", layout=NCHW,
+        has_fixed_image_size=True, top1=83.0, source="Liu et al. 2021, arXiv:2103.14030, table 1",
     ),
     Network(
         name="pvt_v2_b2", timm_name="pvt_v2_b2", family="PVTv2", layout=NCHW,
@@ -70,7 +70,7 @@ _PEERS = (
     Network(
         name="resnet50", timm_name="resnet50", family="ResNet", layout=CHANNELS_LAST, top1=76.1,
         source="He et al. 2016, arXiv:1512.03385, as retrained by torchvision (IMAGENET1K_V1)",
-        gradient_tolerance=1e-2,  # rounding switches some ReLUs on or off, which changes gradients by leaps
+        gradient_tolerance=1e-2,  # rounding flips some ReLUs, which changes gradients discontinuously
     ),
 )  # fmt: skip
 
@@ -84,36 +84,37 @@ NETWORKS = {
     },
     **{peer.name: peer for peer in _PEERS},
 }  # fmt: skip
-"""Every network that can be measured, by name."""
+"""Every network that can be benchmarked, by name."""
 
 
-def build(network: Network, *, size_px: int, kernel_size: int | None = None, device: str = "cpu") -> nn.Module:
-    """A fresh network, the same each time, without stochastic parts; in evaluation and NCHW.
+def build(network: Network, *, image_size: int, kernel_size: int | None = None, device: str = "cpu") -> nn.Module:
+    """Build a network with deterministic random weights and no stochastic depth, in evaluation mode and NCHW.
 
     Args:
-        network: which.
-        size_px: side of the pictures it will see.
-        kernel_size: of VAN's large kernel attention, in pixels, if not the paper's.
-        device: ``meta`` for one without numbers.
+        network: the network to build.
+        image_size: height and width of the input images, in pixels.
+        kernel_size: of VAN's large kernel attention, in pixels; that of the paper by default.
+        device: ``meta`` for a network without values.
     """
     options: dict[str, Any] = {}
-    if network.sized:
-        options["img_size"] = size_px
+    if network.has_fixed_image_size:
+        options["img_size"] = image_size
     if kernel_size is not None:
         options["kernel_size"] = kernel_size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = timm.create_model(network.timm_name, drop_path_rate=0.0, device=device, **options)
     if device != "meta":
-        _make_every_part_count(model, size_px if network.sized else min(size_px, PUBLISHED_AT_PX))
+        calibration_size = image_size if network.has_fixed_image_size else min(image_size, PUBLISHED_IMAGE_SIZE)
+        _randomize_scales_and_norms(model, calibration_size)
     return model.eval()
 
 
-def _make_every_part_count(model: nn.Module, size_px: int) -> None:
-    """Give layer scales size and norms the statistics of what they see.
+def _randomize_scales_and_norms(model: nn.Module, image_size: int) -> None:
+    """Randomize layer scales, and set the statistics of norms from random images.
 
-    As initialised, layer scales hide a block that answers wrong, and norms that do not normalise let the
-    values of a deep network grow until rounding is all that is left of them.
+    With the initial values, layer scales near zero would hide an incorrect block, and norms that do not normalize
+    would let activations grow until rounding errors dominate.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -121,14 +122,15 @@ def _make_every_part_count(model: nn.Module, size_px: int) -> None:
             last = name.rpartition(".")[2]
             if parameter.ndim == 1 and last in ("gamma", "layer_scale_1", "layer_scale_2"):
                 parameter.uniform_(0.35, 0.7, generator=generator)
-            elif parameter.ndim == 1 and last == "weight" and not parameter.any():  # a ResNet's blocks add nothing
+            elif parameter.ndim == 1 and last == "weight" and not parameter.any():
+                # the zero-initialized last norm of each residual branch of ResNet
                 parameter.uniform_(0.1, 0.3, generator=generator)
         norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in norms:
-            norm.momentum = None  # the mean over all it sees, which is one batch
+            norm.momentum = None  # cumulative average, here over one batch
         if norms:
-            model.train()(torch.randn(2, 3, size_px, size_px, generator=generator))
+            model.train()(torch.randn(2, 3, image_size, image_size, generator=generator))
         for norm in norms:
             norm.momentum = 0.1
             if norm.running_var is not None:
-                norm.running_var.clamp_(min=1e-2)  # a channel that ReLU left at zero has none
+                norm.running_var.clamp_(min=1e-2)  # a channel that ReLU set to zero has no variance

@@ -1,43 +1,43 @@
-"""What one line of a table of networks is: the case that was measured, and what was found."""
+"""Rows of the network benchmark: the case and its results."""
 
 import dataclasses
 from typing import Any, Literal
 
-from van.bench.costs import Cost
-from van.bench.networks import NETWORKS, PUBLISHED_AT_PX
+from van.bench.backends import layout_of
+from van.bench.flops import ModelCost
+from van.bench.networks import NETWORKS, PUBLISHED_IMAGE_SIZE
 from van.bench.timing import Timing
-from van.bench.ways import layout_of
 
-Outcome = Literal["measured", "wrong", "failed", "not installed"]
+Outcome = Literal["measured", "incorrect", "failed", "unavailable"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """A network, a way to run it, and a batch; ``kernel_size`` is None for the paper's."""
+    """A network, a backend, a batch size and an image size; ``kernel_size`` is None for that of the paper."""
 
     network: str
-    way: str
+    backend: str
     batch_size: int
-    size_px: int = PUBLISHED_AT_PX
+    image_size: int = PUBLISHED_IMAGE_SIZE
     kernel_size: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A case as measured; what was not asked for, or belongs to an answer that is wrong or missing, is None."""
+    """The results of a case. Measurements that were not requested, or of incorrect or failed cases, are None."""
 
     case: Case
-    cost: Cost | None = None
+    cost: ModelCost | None = None
     latency: Timing | None = None
-    """Of one picture."""
+    """Time of one image."""
     batch: Timing | None = None
-    """Of the whole batch."""
+    """Time of the whole batch."""
     step: Timing | None = None
-    """Of a training step on the whole batch."""
+    """Time of a training step on the whole batch."""
     peak_memory_bytes: int | None = None
-    """What answering the batch takes beside the weights: activations and room to work in."""
-    roofline_share: float | None = None
-    """The least time that the batch takes on this machine, as a share of the time it took."""
+    """Peak memory of inference on the batch beyond the weights: activations and workspace."""
+    roofline_fraction: float | None = None
+    """Roofline time of the batch on this machine, as a fraction of the measured time."""
     error: float | None = None
     gradient_error: float | None = None
     outcome: Outcome = "measured"
@@ -45,36 +45,36 @@ class Row:
 
     @property
     def images_per_s(self) -> float | None:
-        """Pictures answered a second, at the case's batch."""
+        """Return the inference throughput in images/s, at the batch size of the case."""
         return None if self.batch is None else 1e3 * self.case.batch_size / self.batch.median_ms
 
     @property
     def training_images_per_s(self) -> float | None:
-        """Pictures trained on a second, at the case's batch."""
+        """Return the training throughput in images/s, at the batch size of the case."""
         return None if self.step is None else 1e3 * self.case.batch_size / self.step.median_ms
 
     @property
     def top1(self) -> float | None:
-        """The published top-1 in percent, where the case is what was published."""
-        at_home = self.case.size_px == PUBLISHED_AT_PX and self.case.kernel_size is None
-        return NETWORKS[self.case.network].top1 if at_home else None
+        """Return the published top-1 accuracy in percent; None if the image or kernel size differs from that."""
+        is_published = self.case.image_size == PUBLISHED_IMAGE_SIZE and self.case.kernel_size is None
+        return NETWORKS[self.case.network].top1 if is_published else None
 
-    def record(self) -> dict[str, Any]:
-        """Plain values, flat, for JSON and CSV; megabytes are millions of bytes, shares and top-1 fractions."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return a flat dictionary for JSON and CSV; 1 MB is 10^6 bytes, top-1 is a fraction."""
         network, cost = NETWORKS[self.case.network], self.cost
         return {
             **dataclasses.asdict(self.case),
             "family": network.family,
-            "layout": layout_of(self.case.way, network),
+            "layout": layout_of(self.case.backend, network),
             "parameters": None if cost is None else cost.parameters,
             "macs": None if cost is None else cost.macs // self.case.batch_size,
-            **_times("latency", self.latency),
-            **_times("batch", self.batch),
+            **_time_sessions("latency", self.latency),
+            **_time_sessions("batch", self.batch),
             "images_per_s": self.images_per_s,
             "peak_memory_mb": None if self.peak_memory_bytes is None else self.peak_memory_bytes / 1e6,
-            **_times("training", self.step),
+            **_time_sessions("training", self.step),
             "training_images_per_s": self.training_images_per_s,
-            "roofline_share": self.roofline_share,
+            "roofline_fraction": self.roofline_fraction,
             "top1_published": None if self.top1 is None else self.top1 / 100,
             "error": self.error,
             "gradient_error": self.gradient_error,
@@ -83,6 +83,6 @@ class Row:
         }
 
 
-def _times(name: str, timing: Timing | None) -> dict[str, float | None]:
-    median, spread = (None, None) if timing is None else timing
-    return {f"{name}_ms": median, f"{name}_iqr_ms": spread}
+def _time_sessions(name: str, timing: Timing | None) -> dict[str, float | None]:
+    median, iqr = (None, None) if timing is None else timing
+    return {f"{name}_ms": median, f"{name}_iqr_ms": iqr}

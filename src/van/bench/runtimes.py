@@ -1,7 +1,7 @@
-"""Networks outside PyTorch as they are measured: an ONNX file, and ONNX Runtime and OpenVINO that answer from it.
+"""Inference sessions outside PyTorch for benchmarks: ONNX Runtime and OpenVINO on an ONNX file.
 
-What is measured is the graph that ``van.export`` writes, without labels and preprocessing, for pictures of one size
-and, once bound, of one number. Float32 throughout.
+The graph is the one that ``van.export`` writes, without class names and preprocessing, for one image size and
+one batch size. All arithmetic is in float32.
 """
 
 from pathlib import Path
@@ -11,55 +11,55 @@ import torch
 from torch import Tensor, nn
 
 from van.export.onnx import translate
-from van.export.openvino import the_core
-from van.export.quiet import quiet_import
-from van.export.writing import INPUT, plain_graph
+from van.export.openvino import get_core
+from van.export.suppress_output import import_without_telemetry
+from van.export.writing import INPUT, reference_graph
 
-_PURPOSE = "measuring this way to run a network"
+_PURPOSE = "benchmarking exported networks"
 _BATCH = "batch"
 
 
-def write_onnx(model: nn.Module, pictures: Tensor, path: Path) -> Path:
-    """Write ``model`` for any number of pictures like ``pictures`` (N, 3, H, W), N at least 2, to ``path``."""
-    with plain_graph():
-        program = torch.export.export(model, (pictures,), dynamic_shapes=({0: torch.export.Dim(_BATCH)},))
+def write_onnx(model: nn.Module, images: Tensor, path: Path) -> Path:
+    """Write ``model`` to ``path`` with a dynamic batch size, traced with ``images`` (N, 3, H, W), N at least 2."""
+    with reference_graph():
+        program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim(_BATCH)},))
     translate(program, ["logits"]).save(path, external_data=False)
     return path
 
 
 class OnnxRuntimeSession:
-    """An ONNX file on ONNX Runtime's CPU provider, for ``batch_size`` pictures at once."""
+    """An ONNX file on ONNX Runtime's CPU provider, for batches of ``batch_size`` images."""
 
     def __init__(self, path: Path, *, batch_size: int, threads: int) -> None:
-        runtime: Any = quiet_import("onnxruntime", purpose=_PURPOSE)
+        runtime: Any = import_without_telemetry("onnxruntime", purpose=_PURPOSE)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_free_dimension_override_by_name(_BATCH, batch_size)
-        # its threads wait for work by spinning; left to it, they would slow down whoever is timed next
+        # its threads spin while they wait for work, which would slow down the backend that is timed next
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self._session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def answer(self, pictures: Tensor) -> Tensor:
-        """The logits (N, classes) of pictures (N, 3, H, W)."""
-        return torch.from_numpy(self._session.run(None, {INPUT: pictures.numpy()})[0])
+    def run(self, images: Tensor) -> Tensor:
+        """Return the logits (N, classes) of images (N, 3, H, W)."""
+        return torch.from_numpy(self._session.run(None, {INPUT: images.numpy()})[0])
 
 
 class OpenVinoSession:
-    """An ONNX file on OpenVINO's CPU plug-in, for pictures of one shape (N, 3, H, W)."""
+    """An ONNX file on OpenVINO's CPU plug-in, for images of one shape (N, 3, H, W)."""
 
     def __init__(self, path: Path, *, shape: tuple[int, ...], threads: int) -> None:
-        quiet_import("openvino", purpose=_PURPOSE)
-        core = the_core()
+        import_without_telemetry("openvino", purpose=_PURPOSE)
+        core = get_core()
         network = core.read_model(path)
         network.reshape(list(shape))
         settings = {
-            "INFERENCE_PRECISION_HINT": "f32",  # it would choose bfloat16 where the processor has it
+            "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 on CPUs that support it
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
         }
-        self._compiled = core.compile_model(network, "CPU", settings)
+        self._prepare_compiled = core.compile_model(network, "CPU", settings)
 
-    def answer(self, pictures: Tensor) -> Tensor:
-        """The logits (N, classes) of pictures (N, 3, H, W)."""
-        return torch.from_numpy(self._compiled(pictures.numpy())[0])
+    def run(self, images: Tensor) -> Tensor:
+        """Return the logits (N, classes) of images (N, 3, H, W)."""
+        return torch.from_numpy(self._prepare_compiled(images.numpy())[0])

@@ -1,7 +1,7 @@
-"""The sessions that answer from one network, side by side in one run: PyTorch and what it is exported to.
+"""Benchmark of inference sessions for one network: PyTorch and its exported formats, in one run.
 
-The weights are random, so nothing is downloaded. A session is opened, compared with the network in plain PyTorch and
-float32, and then all are timed in turn, one picture at a time. Shapes: pictures (N, 3, H, W), logits (N, 1000).
+The weights are random, so nothing is downloaded. Each session is opened and compared with the network in plain
+PyTorch and float32. Then all are timed in turn at batch size 1. Shapes: images (N, 3, H, W), logits (N, 1000).
 """
 
 import contextlib
@@ -17,285 +17,297 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from van.bench.machine import same_terms
-from van.bench.memory import with_peak_growth
+from van.bench.machine import benchmark_settings
+from van.bench.memory import measure_peak_memory
 from van.bench.networks import NETWORKS, build
 from van.errors import UsageError
 from van.export import int8, openvino
 from van.export.formats import FORMATS, open_session
-from van.export.verify import made_pictures
+from van.export.verify import synthetic_images
 from van.export.writing import ExportOptions
-from van.models.deploy import fuse
-from van.models.load import Loaded, imagenet_labels, in_channels_last
+from van.models.fusion import fuse
+from van.models.load import LoadedModel, imagenet_class_names, to_channels_last
 from van.ops import use_backend
-from van.preprocess import Preprocess
+from van.preprocess import CenterCropPreprocess
 
 SESSIONS = {
-    "pytorch": "this package in PyTorch: fused, channels_last, its own operators",
-    "onnxruntime": "an ONNX file on ONNX Runtime",
-    "openvino": "an OpenVINO file, float32",
-    "openvino-bf16": "the same, bfloat16 arithmetic, where the processor has it",
-    "openvino-int8": "every layer of 8 bits, what is between in the faster of the two, calibrated on made-up pictures",
+    "pytorch": "this package in PyTorch: fused, channels_last, fast operators",
+    "onnxruntime": "ONNX file on ONNX Runtime, float32",
+    "openvino": "OpenVINO file, float32",
+    "openvino-bf16": "OpenVINO file, bfloat16 arithmetic, if the CPU supports it",
+    "openvino-int8": "OpenVINO file, all layers quantized to int8, calibrated on synthetic images",
 }
-NOISY = 0.1
-"""Share of the processor that others may use before times are called noisy."""
-_COMPARED = 32
-_ATTEMPTS = 3
+"""Every session and its description."""
+MAX_OTHER_CPU_FRACTION = 0.1
+"""Largest fraction of the CPU used by other processes before a measurement is reported as noisy."""
+_NUM_COMPARED_IMAGES = 32
+_MAX_ATTEMPTS = 3
 
-Ask = Callable[[Tensor], Tensor]
+Predict = Callable[[Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Terms:
-    """How sessions are measured: pictures of ``size_px``, ``threads`` threads, each session timed ``rounds`` times.
+class BenchmarkConfig:
+    """The settings of a session benchmark: ``image_size`` in pixels, number of ``threads`` and timed ``rounds``.
 
-    ``sessions`` are names in ``SESSIONS``. ``wait_s`` is how long to wait at most for a processor that others leave
-    alone, before each attempt.
+    ``sessions`` are names in ``SESSIONS``. ``wait_s`` is the longest time to wait for an idle CPU before each
+    attempt, in seconds. ``log`` receives progress messages.
     """
 
     sessions: tuple[str, ...] = tuple(SESSIONS)
     threads: int = 2
     rounds: int = 100
-    size_px: int = 224
+    image_size: int = 224
     wait_s: float = 30.0
-    say: Callable[[str], object] = lambda _: None
+    log: Callable[[str], object] = lambda _: None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A session as measured; None where it is not to be had, for the ``reason``.
+    """The results of a session; values are None if it is unavailable or failed.
 
     Args:
-        network, session: which.
-        size_px: of the pictures.
-        p50_ms, p99_ms: of one picture.
-        images_per_s: one picture after the other.
-        peak_memory_mb: by how much memory rose while the session was opened and answered once.
-        difference: the largest from float32 PyTorch, as a share of the largest logit.
-        agreement: share of pictures with PyTorch's best class.
-        others_share: of the processor, while the times were taken.
-        outcome: whether there are times; ``not here`` if a package or the processor's arithmetic is missing.
-        reason: why there are none.
+        network, session: names of the network and the session.
+        image_size: height and width of the images, in pixels.
+        p50_ms, p99_ms: latency percentiles of one image, in milliseconds.
+        images_per_s: throughput at batch size 1.
+        peak_memory_mb: peak memory while the session was opened and ran once, in MB.
+        relative_error: largest error against float32 PyTorch, relative to the largest logit.
+        top1_agreement: fraction of images with the same top-1 class as PyTorch.
+        other_cpu_fraction: fraction of the CPU that other processes used during the measurement.
+        outcome: ``measured``, ``failed``, or ``unavailable`` if a package or the CPU's support is missing.
+        reason: why the session was not measured.
     """
 
     network: str
     session: str
-    size_px: int
+    image_size: int
     p50_ms: float | None = None
     p99_ms: float | None = None
     images_per_s: float | None = None
     peak_memory_mb: float | None = None
-    difference: float | None = None
-    agreement: float | None = None
-    others_share: float | None = None
-    outcome: Literal["measured", "not here", "failed"] = "measured"
+    relative_error: float | None = None
+    top1_agreement: float | None = None
+    other_cpu_fraction: float | None = None
+    outcome: Literal["measured", "unavailable", "failed"] = "measured"
     reason: str = ""
 
-    def record(self) -> dict[str, Any]:
-        """Plain values, for JSON and CSV."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return a flat dictionary for JSON and CSV."""
         return dataclasses.asdict(self)
 
 
-def measure(networks: Sequence[str], terms: Terms) -> list[Row]:
-    """Every session of every network.
+def measure(networks: Sequence[str], config: BenchmarkConfig) -> list[Row]:
+    """Measure every session of every network.
 
     Raises:
-        UsageError: there is no network or no session of that name, or the network is no VAN.
+        UsageError: a session or network is unknown, or a network is not a VAN.
     """
-    strange = [session for session in terms.sessions if session not in SESSIONS]
-    if strange:
-        raise UsageError(f"there is no session {', '.join(strange)}; known: {', '.join(SESSIONS)}")
-    unknown = [name for name in networks if name not in NETWORKS or not NETWORKS[name].is_van]
-    if unknown:
-        known = ", ".join(name for name, network in NETWORKS.items() if network.is_van)
-        raise UsageError(f"there is no VAN {', '.join(unknown)}; known: {known}")
+    unknown_sessions = [session for session in config.sessions if session not in SESSIONS]
+    if unknown_sessions:
+        raise UsageError(f"--sessions: expected names among {', '.join(SESSIONS)}, got {', '.join(unknown_sessions)}")
+    unknown_networks = [name for name in networks if name not in NETWORKS or not NETWORKS[name].is_van]
+    if unknown_networks:
+        vans = ", ".join(name for name, network in NETWORKS.items() if network.is_van)
+        raise UsageError(f"--model: expected names among {vans}, got {', '.join(unknown_networks)}")
     rows: list[Row] = []
-    with same_terms(threads=terms.threads):
+    with benchmark_settings(threads=config.threads):
         for name in networks:
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-                rows += _of_network(name, terms, Path(folder))
+                rows += _benchmark_network(name, config, Path(folder))
     return rows
 
 
-def table_of(rows: Sequence[Row], machine: str, threads: int) -> str:
-    """The rows as text; a dash is what was not measured."""
+def format_table(rows: Sequence[Row], machine: str, threads: int) -> str:
+    """Format the rows as text; a dash stands for a value that was not measured."""
     columns = (
-        ("p50 ms", "p50_ms", 9, ".2f"), ("p99 ms", "p99_ms", 9, ".2f"), ("img/s", "images_per_s", 8, ".1f"),
-        ("MB", "peak_memory_mb", 8, ".0f"), ("error", "difference", 10, ".1e"), ("agree", "agreement", 8, ".1%"),
-        ("others", "others_share", 8, ".0%"),
+        ("p50 ms", "p50_ms", 9, ".2f"), ("p99 ms", "p99_ms", 9, ".2f"), ("images/s", "images_per_s", 10, ".1f"),
+        ("memory MB", "peak_memory_mb", 11, ".0f"), ("error", "relative_error", 10, ".1e"),
+        ("top-1 agreement", "top1_agreement", 17, ".1%"), ("other CPU", "other_cpu_fraction", 11, ".0%"),
     )  # fmt: skip
-    head = f"{'network':<10}{'session':<16}" + "".join(f"{title:>{width}}" for title, _, width, _ in columns)
-    lines = [f"{machine}, {threads} thread{'' if threads == 1 else 's'}, one picture at a time", "", head]
+    header = f"{'network':<10}{'session':<16}" + "".join(f"{title:>{width}}" for title, _, width, _ in columns)
+    lines = [f"{machine}, {threads} thread{'' if threads == 1 else 's'}, batch size 1", "", header]
     for row in rows:
-        record = row.record()
+        values = row.to_dict()
         line = f"{row.network:<10}{row.session:<16}"
-        for _, entry, width, form in columns:
-            line += f"{'-' if record[entry] is None else format(record[entry], form):>{width}}"
+        for _, key, width, format_spec in columns:
+            line += f"{'-' if values[key] is None else format(values[key], format_spec):>{width}}"
         lines.append(line + (f"  {row.reason}" if row.reason else ""))
-    if any(row.others_share is not None and row.others_share > NOISY for row in rows):
+    if any(row.other_cpu_fraction is not None and row.other_cpu_fraction > MAX_OTHER_CPU_FRACTION for row in rows):
         lines.append(
-            f"noisy: others used more than {NOISY:.0%} of the processor meanwhile (column others); run it again"
+            f"noisy: other processes used more than {MAX_OTHER_CPU_FRACTION:.0%} of the CPU (column other CPU); "
+            "run the benchmark again"
         )
     return "\n".join(lines)
 
 
-def _of_network(name: str, terms: Terms, folder: Path) -> list[Row]:
-    loaded = Loaded(
-        model=build(NETWORKS[name], size_px=terms.size_px),
+def _benchmark_network(name: str, config: BenchmarkConfig, folder: Path) -> list[Row]:
+    loaded = LoadedModel(
+        model=build(NETWORKS[name], image_size=config.image_size),
         name=name,
         options={},
         task="classify",
-        labels=imagenet_labels(1000),
-        preprocess=Preprocess(size_px=terms.size_px),
+        class_names=imagenet_class_names(1000),
+        preprocess=CenterCropPreprocess(image_size=config.image_size),
     )
-    pictures = torch.stack([loaded.preprocess(picture) for picture in made_pictures(_COMPARED)])
+    images = torch.stack([loaded.preprocess(image) for image in synthetic_images(_NUM_COMPARED_IMAGES)])
     with torch.inference_mode(), use_backend("reference"):
-        right = torch.cat([loaded.model(picture[None]) for picture in pictures])
+        expected = torch.cat([loaded.model(image[None]) for image in images])
     rows: dict[str, Row] = {}
-    asked: dict[str, Ask] = {}
-    for session in terms.sessions:
-        terms.say(f"opening {name} {session}")
-        rows[session] = Row(network=name, session=session, size_px=terms.size_px)
+    predictors: dict[str, Predict] = {}
+    for session in config.sessions:
+        config.log(f"opening {name} {session}")
+        rows[session] = Row(network=name, session=session, image_size=config.image_size)
         try:
-            opener = _opener(session, loaded, folder, terms)
-            first = functools.partial(_opened, opener, pictures[:1])
-            ask, grown = with_peak_growth(first, device=torch.device("cpu"))
-            rows[session] = _compared(rows[session], ask, pictures, right, grown)
-            asked[session] = ask
+            opener = _make_opener(session, loaded, folder, config)
+            open_and_run = functools.partial(_open_and_run, opener, images[:1])  # the first run allocates buffers
+            predict, peak_bytes = measure_peak_memory(open_and_run, device=torch.device("cpu"))
+            rows[session] = _compare_with_pytorch(rows[session], predict, images, expected, peak_bytes)
+            predictors[session] = predict
         except UsageError as error:  # MissingExtra among them
-            rows[session] = dataclasses.replace(rows[session], outcome="not here", reason=str(error))
+            rows[session] = dataclasses.replace(rows[session], outcome="unavailable", reason=str(error))
         except Exception as error:  # runtimes raise anything
-            told = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
-            rows[session] = dataclasses.replace(rows[session], outcome="failed", reason=told)
-    times, others = ({}, None) if not asked else _quietest(asked, pictures[:1], terms)
-    return [_timed(row, times.get(session), others) for session, row in rows.items()]
+            reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
+            rows[session] = dataclasses.replace(rows[session], outcome="failed", reason=reason)
+    times, other_fraction = ({}, None) if not predictors else _time_with_least_noise(predictors, images[:1], config)
+    return [_with_timings(row, times.get(session), other_fraction) for session, row in rows.items()]
 
 
-def _opener(session: str, loaded: Loaded, folder: Path, terms: Terms) -> Callable[[], Ask]:
-    """Write what the session answers from; what comes back opens it."""
+def _make_opener(session: str, loaded: LoadedModel, folder: Path, config: BenchmarkConfig) -> Callable[[], Predict]:
+    """Export the file of the session and return a function that opens it."""
     if session == "pytorch":
-        return lambda: _in_pytorch(fuse(loaded.model))
+        return lambda: _prepare_pytorch(fuse(loaded.model))
     if session == "openvino-bf16" and not openvino.has_bfloat16():
-        raise UsageError("this processor has no bfloat16 arithmetic")
-    kind = "onnx" if session == "onnxruntime" else "openvino"
-    path = folder / f"{session}{FORMATS[kind].suffix}"
+        raise UsageError("this CPU does not support bfloat16 arithmetic")
+    format_name = "onnx" if session == "onnxruntime" else "openvino"
+    path = folder / f"{session}{FORMATS[format_name].suffix}"
     if session == "openvino-int8":
         int8.write(
-            loaded, path, options=ExportOptions(), format_=FORMATS[kind], pictures=made_pictures(_COMPARED),
-            max_loss=1.0, threads=terms.threads, rounds=5, only=(int8.EVERYTHING,), say=lambda _: None,
+            loaded, path, options=ExportOptions(), format_=FORMATS[format_name],
+            images=synthetic_images(_NUM_COMPARED_IMAGES), max_accuracy_drop=1.0, threads=config.threads, rounds=5,
+            candidates=(int8.ALL_LAYERS,), log=lambda _: None,
         )  # fmt: skip
     else:
-        FORMATS[kind].write(loaded, path, options=ExportOptions())
+        FORMATS[format_name].write(loaded, path, options=ExportOptions())
     if session == "openvino-bf16":
-        return lambda: openvino.open_session(path, threads=terms.threads, arithmetic="bfloat16")
-    return lambda: open_session(path, threads=terms.threads)
+        return lambda: openvino.open_session(path, threads=config.threads, arithmetic="bfloat16")
+    return lambda: open_session(path, threads=config.threads)
 
 
-def _in_pytorch(network: nn.Module) -> Ask:
-    network = in_channels_last(network, torch.device("cpu"))
+def _prepare_pytorch(network: nn.Module) -> Predict:
+    network = to_channels_last(network, torch.device("cpu"))
 
-    def ask(pictures: Tensor) -> Tensor:
+    def predict(images: Tensor) -> Tensor:
         with torch.inference_mode():
-            return network(pictures.contiguous(memory_format=torch.channels_last))
+            return network(images.contiguous(memory_format=torch.channels_last))
 
-    return ask
-
-
-def _opened(opener: Callable[[], Ask], picture: Tensor) -> Ask:
-    ask = opener()
-    ask(picture)
-    return ask
+    return predict
 
 
-def _compared(row: Row, ask: Ask, pictures: Tensor, right: Tensor, grown: int | None) -> Row:
-    found = torch.cat([ask(picture[None]) for picture in pictures])
+def _open_and_run(opener: Callable[[], Predict], image: Tensor) -> Predict:
+    predict = opener()
+    predict(image)
+    return predict
+
+
+def _compare_with_pytorch(row: Row, predict: Predict, images: Tensor, expected: Tensor, peak_bytes: int | None) -> Row:
+    logits = torch.cat([predict(image[None]) for image in images])
     return dataclasses.replace(
         row,
-        difference=((found - right).abs().max() / right.abs().max()).item(),
-        agreement=(found.argmax(1) == right.argmax(1)).float().mean().item(),
-        peak_memory_mb=None if grown is None else grown / 1e6,
+        relative_error=((logits - expected).abs().max() / expected.abs().max()).item(),
+        top1_agreement=(logits.argmax(1) == expected.argmax(1)).float().mean().item(),
+        peak_memory_mb=None if peak_bytes is None else peak_bytes / 1e6,
     )
 
 
-def _quietest(asked: dict[str, Ask], picture: Tensor, terms: Terms) -> tuple[dict[str, list[float]], float | None]:
-    """The times of the attempt during which others used the least of the processor, and their share of it."""
+def _time_with_least_noise(
+    predictors: dict[str, Predict], image: Tensor, config: BenchmarkConfig
+) -> tuple[dict[str, list[float]], float | None]:
+    """Time the sessions in up to three attempts, until other processes leave the CPU idle.
+
+    Returns the times in milliseconds of the attempt with the least CPU usage of other processes, and that usage.
+    """
     best: tuple[dict[str, list[float]], float | None] | None = None
-    for attempt in range(1, _ATTEMPTS + 1):
-        _wait_for_quiet(terms)
-        terms.say(f"timing {len(asked)} sessions in turn, {terms.rounds} rounds")
-        with _watched() as watch:
-            times = _times(asked, picture, terms.rounds)
-        share = watch.others
-        if best is None or (share is not None and best[1] is not None and share < best[1]):
-            best = times, share
-        if share is None or share <= NOISY:
+    for attempt in range(1, _MAX_ATTEMPTS + 1):
+        _wait_for_idle_cpu(config)
+        config.log(f"timing {len(predictors)} sessions in turn, {config.rounds} rounds")
+        with _measure_cpu_usage() as usage:
+            times = _time_sessions(predictors, image, config.rounds)
+        fraction = usage.other_fraction
+        if best is None or (fraction is not None and best[1] is not None and fraction < best[1]):
+            best = times, fraction
+        if fraction is None or fraction <= MAX_OTHER_CPU_FRACTION:
             break
-        terms.say(f"others used {share:.0%} of the processor meanwhile (attempt {attempt} of {_ATTEMPTS})")
+        config.log(f"other processes used {fraction:.0%} of the CPU (attempt {attempt} of {_MAX_ATTEMPTS})")
     assert best is not None
     return best
 
 
-def _times(asked: dict[str, Ask], picture: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds; each session runs once before it is timed, which brings back its caches."""
-    times: dict[str, list[float]] = {session: [] for session in asked}
-    for turn in range(-3, rounds):
-        for session, ask in asked.items():
-            ask(picture)
-            began = time.perf_counter()
-            ask(picture)
-            if turn >= 0:
-                times[session].append((time.perf_counter() - began) * 1e3)
+def _time_sessions(predictors: dict[str, Predict], image: Tensor, rounds: int) -> dict[str, list[float]]:
+    """Return the times in milliseconds; each session runs once before each timed run, which reloads the caches."""
+    times: dict[str, list[float]] = {session: [] for session in predictors}
+    for round_index in range(-3, rounds):
+        for session, predict in predictors.items():
+            predict(image)
+            start = time.perf_counter()
+            predict(image)
+            if round_index >= 0:
+                times[session].append((time.perf_counter() - start) * 1e3)
     return times
 
 
-def _timed(row: Row, times: list[float] | None, others: float | None) -> Row:
+def _with_timings(row: Row, times: list[float] | None, other_fraction: float | None) -> Row:
     if not times:
         return row
-    ordered = sorted(times)
+    sorted_times = sorted(times)
     return dataclasses.replace(
         row,
-        p50_ms=statistics.median(ordered),
-        p99_ms=ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))],
-        images_per_s=1e3 * len(ordered) / sum(ordered),
-        others_share=others,
+        p50_ms=statistics.median(sorted_times),
+        p99_ms=sorted_times[min(len(sorted_times) - 1, round(0.99 * len(sorted_times)))],
+        images_per_s=1e3 * len(sorted_times) / sum(sorted_times),
+        other_cpu_fraction=other_fraction,
     )
 
 
-class _Watch:
-    """How much of the processor other processes used between entering and leaving; None where nobody counts."""
+class _CpuUsage:
+    """The fraction of the CPU that other processes used in a block; None if the system does not record it."""
 
-    others: float | None = None
+    other_fraction: float | None = None
 
 
 @contextlib.contextmanager
-def _watched() -> Any:
-    watch, before, own, began = _Watch(), _busy_s(), time.process_time(), time.perf_counter()
-    yield watch
-    after, lasted = _busy_s(), time.perf_counter() - began
+def _measure_cpu_usage() -> Any:
+    usage, before, own_start_s, start = _CpuUsage(), _read_busy_s(), time.process_time(), time.perf_counter()
+    yield usage
+    after, elapsed_s = _read_busy_s(), time.perf_counter() - start
     if before is not None and after is not None:
         cores = after[1]
-        watch.others = max(0.0, after[0] - before[0] - (time.process_time() - own)) / (lasted * cores)
+        usage.other_fraction = max(0.0, after[0] - before[0] - (time.process_time() - own_start_s)) / (
+            elapsed_s * cores
+        )
 
 
-def _busy_s() -> tuple[float, int] | None:
-    """Seconds that all cores together have been at work, and how many they are."""
+def _read_busy_s() -> tuple[float, int] | None:
+    """Return the busy time of all cores in seconds, and the number of cores; None if it is not recorded."""
     try:
         lines = Path("/proc/stat").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    user, nice, system, _, _, irq, softirq, *_ = (int(word) for word in lines[0].split()[1:])
+    user, nice, system, _, _, irq, softirq, *_ = (int(field) for field in lines[0].split()[1:])
     cores = sum(line.startswith("cpu") for line in lines) - 1
     return (user + nice + system + irq + softirq) / 100, cores
 
 
-def _wait_for_quiet(terms: Terms) -> None:
-    until = time.perf_counter() + terms.wait_s
-    told = False
-    while time.perf_counter() < until:
-        with _watched() as watch:
-            time.sleep(min(1.0, terms.wait_s))
-        if watch.others is None or watch.others <= NOISY:
+def _wait_for_idle_cpu(config: BenchmarkConfig) -> None:
+    deadline = time.perf_counter() + config.wait_s
+    logged = False
+    while time.perf_counter() < deadline:
+        with _measure_cpu_usage() as usage:
+            time.sleep(min(1.0, config.wait_s))
+        if usage.other_fraction is None or usage.other_fraction <= MAX_OTHER_CPU_FRACTION:
             return
-        if not told:
-            terms.say(f"others use {watch.others:.0%} of the processor; waiting {terms.wait_s:.0f} s at most")
-            told = True
+        if not logged:
+            config.log(
+                f"other processes use {usage.other_fraction:.0%} of the CPU; waiting up to {config.wait_s:.0f} s"
+            )
+            logged = True

@@ -1,4 +1,4 @@
-"""Tables as they are printed, and as they are kept: CSV with the machine, the versions and the date."""
+"""Formatting of benchmark tables as text, and as CSV with the machine, the package versions and the date."""
 
 import csv
 import io
@@ -13,96 +13,98 @@ from van.checkpoint import write_text
 
 
 class Column(NamedTuple):
-    """A title, how wide it is printed, and which entry of a row's record stands there, in what unit and form."""
+    """A column of a text table: title, width, key of the row dictionary, divisor for the unit, format of the value."""
 
     title: str
     width: int
     entry: str
     unit: float = 1
-    form: str = ""
+    format_spec: str = ""
 
 
-_LEADING = (Column("network", 20, "network"), Column("way", 12, "way"))
+_LEFT_COLUMNS = (Column("network", 20, "network"), Column("backend", 12, "backend"))
 _COLUMNS = (
-    Column("px", 5, "size_px"),
-    Column("kernel", 7, "kernel_size"),
-    Column("Mparam", 7, "parameters", 1e6, ".1f"),
+    Column("image px", 9, "image_size"),
+    Column("kernel px", 10, "kernel_size"),
+    Column("params M", 9, "parameters", 1e6, ".1f"),
     Column("GMACs", 7, "macs", 1e9, ".2f"),
-    Column("ms at 1", 9, "latency_ms", 1, ".2f"),
-    Column("iqr", 7, "latency_iqr_ms", 1, ".2f"),
+    Column("latency ms", 11, "latency_ms", 1, ".2f"),
+    Column("iqr ms", 8, "latency_iqr_ms", 1, ".2f"),
     Column("batch", 6, "batch_size"),
-    Column("ms", 10, "batch_ms", 1, ".2f"),
-    Column("iqr", 8, "batch_iqr_ms", 1, ".2f"),
-    Column("img/s", 9, "images_per_s", 1, ".1f"),
-    Column("MB", 8, "peak_memory_mb", 1, ".1f"),
-    Column("train/s", 8, "training_images_per_s", 1, ".2f"),
-    Column("roof %", 7, "roofline_share", 0.01, ".1f"),
-    Column("top-1", 6, "top1_published", 0.01, ".1f"),
+    Column("batch ms", 10, "batch_ms", 1, ".2f"),
+    Column("iqr ms", 8, "batch_iqr_ms", 1, ".2f"),
+    Column("images/s", 9, "images_per_s", 1, ".1f"),
+    Column("memory MB", 10, "peak_memory_mb", 1, ".1f"),
+    Column("train images/s", 15, "training_images_per_s", 1, ".2f"),
+    Column("roofline %", 11, "roofline_fraction", 0.01, ".1f"),
+    Column("top-1 %", 8, "top1_published", 0.01, ".1f"),
     Column("error", 9, "error", 1, ".1e"),
 )
 
 
-def table_of(machine: Machine, rows: Sequence[Row]) -> str:
-    """The rows as text, the best figures of the run above them; a dash is what was not measured."""
-    records = [row.record() for row in rows]
-    columns = [column for column in _COLUMNS if column.title != "kernel" or any(row.case.kernel_size for row in rows)]
-    head = "".join(f"{column.title:<{column.width}}" for column in _LEADING)
-    lines = [_peaks(machine), "", head + "".join(f"{column.title:>{column.width}}" for column in columns)]
+def format_table(machine: Machine, rows: Sequence[Row]) -> str:
+    """Format the rows as text, below the peaks of the machine; a dash stands for a value that was not measured."""
+    records = [row.to_dict() for row in rows]
+    columns = [
+        column for column in _COLUMNS if column.entry != "kernel_size" or any(row.case.kernel_size for row in rows)
+    ]
+    header = "".join(f"{column.title:<{column.width}}" for column in _LEFT_COLUMNS)
+    lines = [_format_peaks(machine), "", header + "".join(f"{column.title:>{column.width}}" for column in columns)]
     for record in records:
-        line = "".join(f"{_text(record, column):<{column.width}}" for column in _LEADING)
-        line += "".join(f"{_text(record, column):>{column.width}}" for column in columns)
+        line = "".join(f"{_format_cell(record, column):<{column.width}}" for column in _LEFT_COLUMNS)
+        line += "".join(f"{_format_cell(record, column):>{column.width}}" for column in columns)
         lines.append(line + (f"  {record['outcome']}: {record['reason']}" if record["reason"] else ""))
     return "\n".join(lines)
 
 
-def _text(record: Mapping[str, Any], column: Column) -> str:
+def _format_cell(record: Mapping[str, Any], column: Column) -> str:
     value = record[column.entry]
     if value is None:
         return "-"
-    return format(value / column.unit, column.form) if column.form else str(value)
+    return format(value / column.unit, column.format_spec) if column.format_spec else str(value)
 
 
-def _peaks(machine: Machine) -> str:
+def _format_peaks(machine: Machine) -> str:
     threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
     return (
-        f"{machine.name}, {threads}; the roof, measured in this run: "
+        f"{machine.name}, {threads}; roofline, measured in this run: "
         f"{machine.flops_per_s / 1e9:,.0f} GFLOP/s (FMA), {machine.bytes_per_s / 1e9:,.1f} GB/s"
     )
 
 
-OPERATORS_HEAD = f"{'operator':<13}{'shape':<16}{'direction':<18}{'backend':<11}" + "".join(
-    f"{title:>{width}}" for title, width in (("ms", 9), ("iqr", 8), ("times", 8), ("peak %", 8), ("error", 10))
+OPERATORS_HEADER = f"{'operator':<13}{'shape':<16}{'direction':<18}{'backend':<15}" + "".join(
+    f"{title:>{width}}" for title, width in (("ms", 9), ("iqr ms", 8), ("speedup", 9), ("peak %", 8), ("error", 10))
 )
 
 
-def operator_line(row: OperatorRow, *, explain: bool) -> str:
-    """One backend of one operator under ``OPERATORS_HEAD``; with its reason where there is no speed, or ``explain``."""
-    head = f"{row.operator:<13}{'x'.join(map(str, row.shape)):<16}{row.direction:<18}{row.backend:<11}"
+def format_operator_row(row: OperatorRow, *, explain: bool) -> str:
+    """Format one row under ``OPERATORS_HEADER``; with its reason if it was not timed or if ``explain``."""
+    header = f"{row.operator:<13}{'x'.join(map(str, row.shape)):<16}{row.direction:<18}{row.backend:<15}"
     tail = f"  {row.reason}" if explain or row.time is None else ""
     if row.time is None:
-        return f"{head}{'-':>9}{'-':>8}{'-':>8}{'-':>8}{'-':>10}{tail}"
-    share = "-" if row.peak_share is None else f"{100 * row.peak_share:.0f}"
-    times = f"{row.time.median_ms:>9.3f}{row.time.iqr_ms:>8.3f}{row.speed_up:>7.1f}x"
-    return f"{head}{times}{share:>8}{row.error:>10.1e}{tail}"
+        return f"{header}{'-':>9}{'-':>8}{'-':>9}{'-':>8}{'-':>10}{tail}"
+    peak_percent = "-" if row.peak_fraction is None else f"{100 * row.peak_fraction:.0f}"
+    times = f"{row.time.median_ms:>9.3f}{row.time.iqr_ms:>8.3f}{row.speedup:>8.1f}x"
+    return f"{header}{times}{peak_percent:>8}{row.error:>10.1e}{tail}"
 
 
-def write_csv(path: Path, records: Sequence[Mapping[str, Any]], stamp: Mapping[str, Any]) -> None:
-    """Write ``records``, which have the same keys, with ``stamp`` at the end of every line; None is an empty cell."""
+def write_csv(path: Path, records: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any]) -> None:
+    """Write ``records``, which share their keys, with ``metadata`` appended to every line; None is an empty cell."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow([*(records[0] if records else ()), *stamp])
+    table.writerow([*(records[0] if records else ()), *metadata])
     for record in records:
-        table.writerow([_cell(value) for value in (*record.values(), *stamp.values())])
+        table.writerow([_csv_value(value) for value in (*record.values(), *metadata.values())])
     write_text(path, text.getvalue())
 
 
-def stamp_of(machine: Machine) -> dict[str, Any]:
-    """What every line of a kept table says about how it came to be."""
-    peaks = {"roof_flops_per_s": machine.flops_per_s, "roof_bytes_per_s": machine.bytes_per_s}
+def run_metadata(machine: Machine) -> dict[str, Any]:
+    """Return the metadata of a benchmark run for its CSV: threads, machine, peaks, package versions and date."""
+    peaks = {"peak_flops_per_s": machine.flops_per_s, "peak_bytes_per_s": machine.bytes_per_s}
     return {"threads": machine.threads, "machine": machine.name, **peaks, **versions(), "date": today()}
 
 
-def _cell(value: object) -> object:
+def _csv_value(value: object) -> object:
     if isinstance(value, float):
         return f"{value:.5g}"
     if isinstance(value, tuple | list):

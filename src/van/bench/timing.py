@@ -1,4 +1,4 @@
-"""Timing several ways to do one thing so that the machine's noise falls on all of them alike."""
+"""Interleaved timing of several functions, so that noise of the machine affects all of them equally."""
 
 import statistics
 import time
@@ -9,30 +9,30 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class Timing(NamedTuple):
-    """Median and interquartile range of the times of one call, in milliseconds."""
+    """The median and the interquartile range of the times of one call, in milliseconds."""
 
     median_ms: float
     iqr_ms: float
 
 
-def interleaved(
+def time_interleaved(
     calls: Mapping[Name, Callable[[], object]],
     *,
     rounds: int = 15,
     warm_up: int = 3,
     untimed: int = 0,
-    synchronise: Callable[[], object] = lambda: None,
+    synchronize: Callable[[], object] = lambda: None,
     on_round: Callable[[int], object] = lambda _: None,
 ) -> dict[Name, Timing]:
-    """Time every call once a round, in turn.
+    """Time every call once per round, in turn.
 
     Args:
-        calls: what to time, by name.
-        rounds: how often; the first ``warm_up`` rounds beside them are not counted.
-        untimed: calls before each timed one in a turn, which bring back what the others pushed out of the
-            caches. A short call wants one, as it runs again and again where it is used.
-        synchronise: waits until the device is done; without it only the launching of a GPU's work is timed.
-        on_round: told the number of each round, from 1, before it starts.
+        calls: the functions to time, by name.
+        rounds: number of timed rounds, after ``warm_up`` rounds that are not counted.
+        untimed: untimed calls before each timed one. They reload the data that the other functions evicted from
+            the caches; use 1 for short calls.
+        synchronize: waits until the device is idle; without it only the launch of GPU work is timed.
+        on_round: called with the number of each round, from 1, before it starts.
     """
     times: dict[Name, list[float]] = {name: [] for name in calls}
     for round_number in range(1 - warm_up, rounds + 1):
@@ -41,10 +41,10 @@ def interleaved(
         for name, call in calls.items():
             for _ in range(untimed):
                 call()
-            synchronise()
+            synchronize()
             began = time.perf_counter()
             call()
-            synchronise()
+            synchronize()
             if round_number > 0:
                 times[name].append((time.perf_counter() - began) * 1e3)
     return {name: _summary(values) for name, values in times.items()}

@@ -1,4 +1,4 @@
-"""``van convert IN OUT``: any public VAN weights to a checkpoint of this package."""
+"""``van convert IN OUT``: convert public VAN weights to a checkpoint of this package."""
 
 import dataclasses
 import sys
@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from van.cli.arguments import parse
+from van.cli.arguments import INPUT, MODEL, OUTPUT, Command, parse
+from van.cli.verbs import VERBS
 from van.errors import UsageError
 
 
@@ -21,36 +22,43 @@ class ConvertSettings:
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The checkpoint to write, ending in .safetensors."""
     num_classes: int | None = None
-    """Replace the classifier by a fresh one of so many classes; 0 removes it, and a head: the backbone is left."""
+    """Replace the classifier by a new one with this number of classes; 0 keeps only the backbone."""
     overwrite: bool = False
     """Replace OUT if it exists."""
 
 
+COMMAND = Command(
+    "convert",
+    ConvertSettings,
+    summary=VERBS["convert"],
+    details="Reads weights of the paper's authors, Hugging Face, mmpretrain and mmsegmentation; the format is "
+    "recognized from the tensor names. The checkpoint holds class names and preprocessing, too.",
+    examples=(
+        "van convert van_tiny_754.pth.tar van_b0.safetensors",
+        "van convert van-tiny_8xb128_in1k_20220501-385941af.pth van_b0.safetensors",
+        "van convert van-b2-in1kpre_upernet.pth segmenter.safetensors",
+        "van convert van-b2-in1kpre_upernet.pth backbone.safetensors --num-classes 0",
+    ),
+    groups={
+        INPUT: ("source",),
+        OUTPUT: ("out", "overwrite"),
+        MODEL: ("num_classes",),
+    },
+)
+
+
 def run(arguments: Sequence[str]) -> int:
-    """Read, recognise, load strictly, write."""
-    settings = parse(
-        ConvertSettings,
-        arguments,
-        verb="convert",
-        description="Turn released, Hugging Face, mmpretrain or mmsegmentation weights into one safe file that holds "
-        "labels and preprocessing too. The format is recognised from the tensor names; mmsegmentation's segmenters "
-        "become whole segmenters.",
-        examples=(
-            "van convert van_tiny_754.pth.tar van_b0.safetensors",
-            "van convert van-tiny_8xb128_in1k_20220501-385941af.pth van_b0.safetensors",
-            "van convert van-b2-in1kpre_upernet.pth segmenter.safetensors",
-            "van convert van-b2-in1kpre_upernet.pth backbone.safetensors --num-classes 0",
-        ),
-    )
+    """Load the weights strictly and write the checkpoint; return 0."""
+    settings = parse(COMMAND, arguments)
     if settings.out.suffix != ".safetensors":
-        raise UsageError(f"OUT is {settings.out}; wanted a name ending in .safetensors")
+        raise UsageError(f"OUT: expected a name ending in .safetensors, got {settings.out}")
     if settings.out.exists() and not settings.overwrite:
-        raise UsageError(f"{settings.out} exists; choose another name or add --overwrite")
+        raise UsageError(f"OUT: {settings.out} exists; choose another name or add --overwrite")
     if settings.num_classes is not None and settings.num_classes < 0:
-        raise UsageError(f"--num-classes is {settings.num_classes}; wanted at least 0")
+        raise UsageError(f"--num-classes: expected at least 0, got {settings.num_classes}")
     from van.checkpoint import Checkpoint
     from van.models.load import load
-    from van.preprocess import Preprocess
+    from van.preprocess import CenterCropPreprocess
 
     loaded = load(settings.source, num_classes=settings.num_classes)
     for note in loaded.notes:
@@ -60,18 +68,20 @@ def run(arguments: Sequence[str]) -> int:
         model=loaded.name,
         model_options=loaded.options,
         task_options=loaded.task_options,
-        labels=loaded.labels,
+        class_names=loaded.class_names,
         preprocess=loaded.preprocess,
         state=loaded.model.state_dict(),
         recipe=loaded.recipe,
         metrics=loaded.metrics,
         source=loaded.origin or Path(settings.source).name,
     ).save(settings.out)
-    classes = f"{len(loaded.labels)} classes" if loaded.labels else "no classifier"
-    rule = loaded.preprocess
-    seen = (
-        f"{rule.resize_px} -> {rule.size_px}" if isinstance(rule, Preprocess) else f"{rule.short_px} to {rule.long_px}"
+    classes = f"{len(loaded.class_names)} classes" if loaded.class_names else "no classifier"
+    preprocess = loaded.preprocess
+    size = (
+        f"resize {preprocess.resize_size} px, center crop {preprocess.image_size} px"
+        if isinstance(preprocess, CenterCropPreprocess)
+        else f"resize {preprocess.min_size} to {preprocess.max_size} px"
     )
-    what = f"{loaded.name} with {loaded.options['head']}" if "head" in loaded.options else loaded.name
-    print(f"{settings.out}: {what}, {classes}, {seen} px, mean {rule.mean}")
+    model = f"{loaded.name} with {loaded.options['head']}" if "head" in loaded.options else loaded.name
+    print(f"{settings.out}: {model}, {classes}, {size}, mean {preprocess.mean}")
     return 0

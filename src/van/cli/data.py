@@ -1,19 +1,19 @@
-"""``van data digits | digit-scenes``: write the embedded sets out as files; ``van data check``: look at any set."""
+"""``van data digits | digit-scenes``: write the built-in datasets; ``van data check``: validate a dataset."""
 
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from van.cli.arguments import parse
+from van.cli.arguments import DATA, DISPLAY, INPUT, OUTPUT, Command, Subcommands, parse, run_subcommand
 from van.errors import UsageError
 
 if TYPE_CHECKING:
-    from van.data.check import Counts, Report
+    from van.datasets.check import CheckReport, ViewStatistics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class DigitsSettings:
     """Flags of ``van data digits``."""
 
     out: Path
-    """A new folder."""
+    """New folder for the dataset."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,17 +29,17 @@ class ScenesSettings:
     """Flags of ``van data digit-scenes``."""
 
     out: Path
-    """A new folder."""
+    """New folder for the dataset."""
     train: int = 500
-    """Scenes to learn from."""
+    """Number of training scenes."""
     val: int = 100
-    """Scenes held out, which show held-out digits."""
-    size_px: int = 128
-    """Side of a scene, in pixels."""
+    """Number of validation scenes; they show digits that no training scene shows."""
+    image_size: int = 128
+    """Side of the square scenes, in pixels."""
     seed: int = 0
-    """Another number gives other scenes."""
-    most_digits: int = 6
-    """Digits in a scene, at most; with 1 each shows exactly one, and classes/ holds them as class folders."""
+    """Random seed of the scenes."""
+    max_digits: int = 6
+    """Maximum number of digits per scene; with 1, each scene shows exactly one, and classes/ holds class folders."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,130 +47,142 @@ class CheckSettings:
     """Flags of ``van data check``."""
 
     data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
-    """The folder of a data set, in any layout that can be trained on."""
-    sheet: Path | None = None
-    """Draw up to 24 pictures with their marks into this PNG."""
+    """Folder of the dataset, in any format that van train reads."""
+    preview: Path | None = None
+    """Write up to 24 images with their annotations to this PNG file."""
     json: bool = False
     """Print JSON instead of tables."""
 
 
+DIGITS = Command(
+    "data digits",
+    DigitsSettings,
+    summary="Write the 1,797 handwritten digits of scikit-learn, 8 x 8 pixels, as {train,val}/CLASS/*.png",
+    examples=(
+        "van data digits --out digits",
+        "van data digits --out datasets/digits",
+        "van data digits --out /tmp/digits",
+    ),
+    groups={OUTPUT: ("out",)},
+)
+DIGIT_SCENES = Command(
+    "data digit-scenes",
+    ScenesSettings,
+    summary="Write generated scenes of digits with boxes, masks and semantic maps, in COCO and ADE20K formats",
+    examples=(
+        "van data digit-scenes --out scenes",
+        "van data digit-scenes --out scenes --train 50 --val 10",
+        "van data digit-scenes --out single --max-digits 1",
+    ),
+    groups={OUTPUT: ("out",), DATA: ("train", "val", "image_size", "max_digits", "seed")},
+)
+CHECK = Command(
+    "data check",
+    CheckSettings,
+    summary="Validate a dataset: open every image, compare it with its annotations, and list all issues",
+    details="Status 1 if there are issues.",
+    examples=(
+        "van data check scenes",
+        "van data check coco --preview coco.png",
+        "van data check digits --json",
+    ),
+    groups={INPUT: ("data",), OUTPUT: ("preview",), DISPLAY: ("json",)},
+)
+
+
 def run(arguments: Sequence[str]) -> int:
-    """Choose the job and do it."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        listed = "\n".join(f"  {name:<14}{text}" for name, (text, _) in JOBS.items())
-        print(f"usage: van data JOB ...\n\n{listed}\n\nexamples:\n\n  van data digits --out digits")
-        print("  van data check digits\n\nvan data JOB --help says more.")
-        return 0 if arguments else 2
-    name, *rest = arguments
-    if name not in JOBS:
-        raise UsageError(f"there is no job {name!r}; known: {', '.join(JOBS)}; see van data --help")
-    return JOBS[name][1](rest)
+    """Run the sub-command that the first argument names."""
+    return run_subcommand("data", SUBCOMMANDS, arguments)
 
 
 def _digits(arguments: Sequence[str]) -> int:
-    settings = parse(
-        DigitsSettings,
-        arguments,
-        verb="data digits",
-        description=JOBS["digits"][0],
-        examples=("van data digits --out digits",),
-    )
-    from van.data.digits import write_digits
+    settings = parse(DIGITS, arguments)
+    from van.datasets.digits import write_digits
 
     split = write_digits(settings.out)
-    print(f"{settings.out}: {len(split.train)} pictures to learn from, {len(split.validation)} held out")
+    print(f"{settings.out}: {len(split.train)} training images, {len(split.validation)} validation images")
     return 0
 
 
 def _scenes(arguments: Sequence[str]) -> int:
-    settings = parse(
-        ScenesSettings,
-        arguments,
-        verb="data digit-scenes",
-        description=JOBS["digit-scenes"][0],
-        examples=(
-            "van data digit-scenes --out scenes",
-            "van data digit-scenes --out scenes --train 50 --val 10",
-            "van data digit-scenes --out single --most-digits 1",
-        ),
-    )
-    for flag in ("train", "val", "seed", "size_px", "most_digits"):
-        least = {"seed": 0, "size_px": 32}.get(flag, 1)
+    settings = parse(DIGIT_SCENES, arguments)
+    for flag in ("train", "val", "seed", "image_size", "max_digits"):
+        least = {"seed": 0, "image_size": 32}.get(flag, 1)
         if getattr(settings, flag) < least:
             given = getattr(settings, flag)
-            raise UsageError(f"--{flag.replace('_', '-')} is {given}; wanted at least {least}")
-    from van.data.scene_files import write_digit_scenes
+            raise UsageError(f"--{flag.replace('_', '-')}: expected at least {least}, got {given}")
+    from van.datasets.scene_files import write_digit_scenes
 
-    things = write_digit_scenes(
+    digits = write_digit_scenes(
         settings.out,
         train=settings.train,
         validation=settings.val,
-        size_px=settings.size_px,
+        image_size=settings.image_size,
         seed=settings.seed,
-        most_digits=settings.most_digits,
+        max_digits=settings.max_digits,
     )
-    classes = ", and as class folders" if settings.most_digits == 1 else ""
+    classes = "; also as class folders" if settings.max_digits == 1 else ""
     print(
-        f"{settings.out}: {settings.train} scenes with {things['train']} digits to learn from, "
-        f"{settings.val} with {things['val']} held out, in the layouts of COCO and ADE20K{classes}"
+        f"{settings.out}: {settings.train} training scenes with {digits['train']} digits, {settings.val} validation "
+        f"scenes with {digits['val']} digits, in COCO and ADE20K formats{classes}"
     )
     return 0
 
 
 def _check(arguments: Sequence[str]) -> int:
-    settings = parse(
-        CheckSettings,
-        arguments,
-        verb="data check",
-        description="Read a data set, open every picture, and name everything that is wrong; status 1 if anything is.",
-        examples=("van data check scenes", "van data check coco --sheet coco.png", "van data check digits --json"),
-    )
-    if settings.sheet is not None and settings.sheet.suffix.lower() != ".png":
-        raise UsageError(f"--sheet is {settings.sheet}; wanted a name ending in .png")
-    from van.data.check import check
+    settings = parse(CHECK, arguments)
+    if settings.preview is not None and settings.preview.suffix.lower() != ".png":
+        raise UsageError(f"--preview: expected a file name ending in .png, got {settings.preview}")
+    from van.datasets.check import check_dataset
 
-    report = check(settings.data, on_picture=_show_progress if sys.stderr.isatty() else None)
+    report = check_dataset(settings.data, on_image=_show_progress if sys.stderr.isatty() else None)
     if settings.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
         _print_counts(report)
-        for problem in report.problems:
-            print(str(problem).replace("\n", "\\n"))
-        print(f"{settings.data}: {f'problems: {len(report.problems):,}' if report.problems else 'nothing is wrong'}")
-    if settings.sheet is not None:
+        for issue in report.issues:
+            print(str(issue).replace("\n", "\\n"))
+        print(f"{settings.data}: {f'{len(report.issues):,} issues' if report.issues else 'no issues'}")
+    if settings.preview is not None:
         from van.checkpoint import atomic_path
-        from van.data.contact_sheet import draw_offers
+        from van.datasets.preview import draw_preview
 
-        with atomic_path(settings.sheet) as temporary:
-            draw_offers(report.offers, temporary)
-        print(f"contact sheet: {settings.sheet}", file=sys.stderr)
-    return 1 if report.problems else 0
+        with atomic_path(settings.preview) as temporary:
+            draw_preview(report.views, temporary)
+        print(f"preview: {settings.preview}", file=sys.stderr)
+    return 1 if report.issues else 0
 
 
-def _print_counts(report: "Report") -> None:
-    """A column for each part and kind: first its sizes, then what it holds of each class."""
-    heads = [f"{counts.part} {counts.kind}" for counts in report.counts]
+def _print_counts(report: "CheckReport") -> None:
+    """Print a column for each split and type of annotation: counts and sizes, then counts per class."""
+    heads = [f"{stats.split} {stats.target_type}" for stats in report.statistics]
     width = max((len(head) + 3 for head in heads), default=0)
 
     def line(name: str, values: Sequence[str]) -> None:
         print((f"{name[:23]:<24}" + "".join(f"{value:>{width}}" for value in values)).rstrip())
 
     line("", heads)
-    line("pictures", [f"{counts.pictures:,}" for counts in report.counts])
-    line("marks", ["" if counts.kind == "map" else f"{counts.marks:,}" for counts in report.counts])
-    line("pictures without", [f"{counts.bare:,}" for counts in report.counts])
-    line("smallest picture", [_size(counts.smallest) for counts in report.counts])
-    line("largest picture", [_size(counts.largest) for counts in report.counts])
+    line("images", [f"{stats.images:,}" for stats in report.statistics])
+    line(
+        "annotations",
+        ["" if stats.target_type == "semantic" else f"{stats.annotations:,}" for stats in report.statistics],
+    )
+    line("unannotated images", [f"{stats.unannotated:,}" for stats in report.statistics])
+    line("smallest image", [_size(stats.smallest) for stats in report.statistics])
+    line("largest image", [_size(stats.largest) for stats in report.statistics])
     print()
-    maps = any(counts.kind == "map" for counts in report.counts)
-    line("class", ["pictures" if counts.kind == "map" else "marks" for counts in report.counts] if maps else [])
-    for label in dict.fromkeys(label for counts in report.counts for label in counts.per_class):
-        line(label, [_marks_of(label, counts) for counts in report.counts])
+    maps = any(stats.target_type == "semantic" for stats in report.statistics)
+    line(
+        "class",
+        ["images" if stats.target_type == "semantic" else "annotations" for stats in report.statistics] if maps else [],
+    )
+    for label in dict.fromkeys(label for stats in report.statistics for label in stats.per_class):
+        line(label, [_count_of(label, stats) for stats in report.statistics])
     print()
 
 
-def _marks_of(label: str, counts: "Counts") -> str:
-    return f"{counts.per_class[label]:,}" if label in counts.per_class else ""
+def _count_of(label: str, stats: "ViewStatistics") -> str:
+    return f"{stats.per_class[label]:,}" if label in stats.per_class else ""
 
 
 def _size(size: tuple[int, int] | None) -> str:
@@ -179,11 +191,11 @@ def _size(size: tuple[int, int] | None) -> str:
 
 def _show_progress(done: int, total: int) -> None:
     if done == total or done % max(1, total // 200) == 0:
-        print(f"\rpicture {done:,}/{total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        print(f"\rimage {done:,}/{total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
-JOBS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
-    "digits": ("1,797 handwritten digits, 8 x 8 pixels, as train/CLASS/*.png and val/CLASS/*.png", _digits),
-    "digit-scenes": ("scenes of those digits with boxes, masks and maps, as coco/ and ade/, made by seed", _scenes),
-    "check": ("everything that is wrong in a data set, each with its file, and what the set holds", _check),
+SUBCOMMANDS: Subcommands = {
+    "digits": (DIGITS, _digits),
+    "digit-scenes": (DIGIT_SCENES, _scenes),
+    "check": (CHECK, _check),
 }

@@ -1,4 +1,4 @@
-"""``van design``: the best dilation for a kernel size, and what LKA saves."""
+"""``van design``: the best dilation of LKA for a kernel size, and its cost beside other convolutions."""
 
 import dataclasses
 import json
@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from van.cli.arguments import parse
+from van.cli.arguments import DISPLAY, INPUT, OUTPUT, Command, parse
+from van.cli.verbs import VERBS
 from van.errors import UsageError
 from van.models.design import best_dilation, decompose
 
@@ -16,36 +17,48 @@ class DesignSettings:
     """Flags of ``van design``."""
 
     kernel: int = 21
-    """Side of the convolution to split, in pixels."""
+    """Kernel size of the convolution to decompose, in pixels."""
     channels: int = 64
-    """Channels of the map."""
+    """Number of channels of the feature map."""
     size: int = 56
-    """Side of the map, in pixels."""
+    """Side of the square feature map, in pixels."""
     plot: Path | None = None
-    """Draw the weights over the kernel size into this PNG."""
+    """Write a chart of the parameter count over the kernel size to this PNG file."""
     json: bool = False
     """Print JSON instead of a table."""
 
 
+COMMAND = Command(
+    "design",
+    DesignSettings,
+    summary=VERBS["design"],
+    details="A K x K convolution is decomposed into a depth-wise, a dilated depth-wise and a 1 x 1 convolution; biases "
+    "are not counted.",
+    examples=(
+        "van design --kernel 21",
+        "van design --kernel 35 --channels 128 --size 28 --plot design.png",
+        "van design --kernel 53 --json",
+    ),
+    groups={INPUT: ("kernel", "channels", "size"), OUTPUT: ("plot",), DISPLAY: ("json",)},
+)
+
+
 def run(arguments: Sequence[str]) -> int:
-    """Print the decomposition, every dilation considered, and the costs."""
-    settings = parse(
-        DesignSettings,
-        arguments,
-        verb="design",
-        description="Split a K x K convolution into LKA's three and count what it costs, biases left out.",
-        examples=("van design --kernel 21", "van design --kernel 35 --channels 128 --size 28 --plot design.png"),
-    )
+    """Print the decomposition, its cost, and neighboring dilations."""
+    settings = parse(COMMAND, arguments)
     for name, most in (("kernel", 10_000), ("channels", 1_000_000), ("size", 1_000_000)):
         if not 1 <= getattr(settings, name) <= most:
-            raise UsageError(f"--{name} is {getattr(settings, name)}; wanted 1 to {most:,}")
+            raise UsageError(f"--{name}: expected 1 to {most:,}, got {getattr(settings, name)}")
     if settings.plot is not None and settings.plot.suffix.lower() != ".png":
-        raise UsageError(f"--plot is {settings.plot}; wanted a name ending in .png")
-    plan = decompose(settings.kernel, channels=settings.channels, size_px=settings.size)
+        raise UsageError(f"--plot: expected a file name ending in .png, got {settings.plot}")
+    plan = decompose(settings.kernel, channels=settings.channels, feature_size=settings.size)
     if settings.json:
         record = dataclasses.asdict(plan) | {"local_size": plan.local_size, "dilated_size": plan.dilated_size}
         print(
-            json.dumps(record | {"reach_px": plan.reach_px, "parameters": plan.parameters, "macs": plan.macs}, indent=2)
+            json.dumps(
+                record | {"receptive_field": plan.receptive_field, "parameters": plan.parameters, "macs": plan.macs},
+                indent=2,
+            )
         )
     else:
         _print_table(settings)
@@ -55,36 +68,39 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _print_table(settings: DesignSettings) -> None:
-    plan = decompose(settings.kernel, channels=settings.channels, size_px=settings.size)
-    print(f"{plan.kernel_size}x{plan.kernel_size} on {plan.channels} channels, {plan.size_px}x{plan.size_px} map")
+    plan = decompose(settings.kernel, channels=settings.channels, feature_size=settings.size)
+    size = plan.feature_size
+    print(f"{plan.kernel_size}x{plan.kernel_size} on {plan.channels} channels, {size}x{size} map")
     print(
         f"best dilation {plan.dilation}: depth-wise {plan.local_size}x{plan.local_size}, depth-wise "
         f"{plan.dilated_size}x{plan.dilated_size} dilated by {plan.dilation}, 1x1; "
-        f"one pixel reads {plan.reach_px}x{plan.reach_px}\n"
+        f"receptive field {plan.receptive_field}x{plan.receptive_field}\n"
     )
-    print(f"{'':<22}{'weights':>14}{'MACs':>20}{'to LKA':>9}")
-    titles = {"standard": "standard convolution", "mobilenet": "MobileNet split", "lka": "LKA"}
+    print(f"{'':<22}{'parameters':>14}{'MACs':>20}{'vs. LKA':>9}")
+    titles = {"standard": "standard convolution", "mobilenet": "MobileNet", "lka": "LKA"}
     for name, title in titles.items():
         ratio = plan.parameters[name] / plan.parameters["lka"]
         print(f"{title:<22}{plan.parameters[name]:>14,}{plan.macs[name]:>20,}{ratio:>8.1f}x")
-    print("\nother dilations")
+    print("\nneighboring dilations")
     for dilation in range(max(1, plan.dilation - 2), min(plan.kernel_size, plan.dilation + 2) + 1):
-        other = decompose(settings.kernel, dilation=dilation, channels=settings.channels, size_px=settings.size)
-        mark = "  <- best" if dilation == plan.dilation else ""
+        other = decompose(settings.kernel, dilation=dilation, channels=settings.channels, feature_size=settings.size)
+        best = "  <- best" if dilation == plan.dilation else ""
         kernels = f"{other.local_size}x{other.local_size} + {other.dilated_size}x{other.dilated_size}"
-        print(f"  d={dilation}: {kernels:<16}{other.parameters['lka']:>14,} weights{mark}")
+        print(f"  d={dilation}: {kernels:<16}{other.parameters['lka']:>14,} parameters{best}")
 
 
 def _draw(settings: DesignSettings) -> None:
     from van.checkpoint import atomic_path
-    from van.results.charts import draw_costs
+    from van.visualization.charts import draw_parameter_counts
 
     largest = max(42, settings.kernel + 8)
     sizes = list(range(3, largest, max(2, largest // 100)))
-    plans = [decompose(k, dilation=best_dilation(k), channels=settings.channels, size_px=settings.size) for k in sizes]
-    titles = {"standard": "standard convolution", "mobilenet": "MobileNet split", "lka": "LKA, best dilation"}
+    plans = [
+        decompose(k, dilation=best_dilation(k), channels=settings.channels, feature_size=settings.size) for k in sizes
+    ]
+    titles = {"standard": "standard convolution", "mobilenet": "MobileNet", "lka": "LKA, best dilation"}
     costs = {title: [plan.parameters[name] for plan in plans] for name, title in titles.items()}
     assert settings.plot is not None
     with atomic_path(settings.plot) as temporary:
-        draw_costs(sizes, costs, temporary, marked=settings.kernel)
+        draw_parameter_counts(sizes, costs, temporary, highlight=settings.kernel)
     print(f"plot: {settings.plot}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``van export CHECKPOINT --format FORMAT --out FILE``: a network for another runtime, checked before it is kept."""
+"""``van export CHECKPOINT --format FORMAT --out FILE``: export a network to another runtime, with verification."""
 
 import dataclasses
 import functools
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from van.cli.arguments import parse
+from van.cli.arguments import DISPLAY, INPUT, OUTPUT, Command, parse
+from van.cli.verbs import VERBS
 from van.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,12 +21,11 @@ if TYPE_CHECKING:
     from van.export.formats import Format
     from van.export.verify import Verification
     from van.export.writing import ExportOptions
-    from van.models.load import Loaded
+    from van.models.load import LoadedModel
 
-_MADE = 4
-_LOOKED_AT = 16
-"""Pictures to compare answers on: made ones where none are given, and at most so many given ones."""
-_CALIBRATION = 300
+_SYNTHETIC_IMAGES = 4
+_MAX_IMAGES = 16
+_MAX_CALIBRATION_IMAGES = 300
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,57 +35,67 @@ class ExportSettings:
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A checkpoint, a public weights file, or a model name such as van_b2."""
     out: Path
-    """The file to write; OpenVINO's .bin comes beside its .xml."""
+    """The file to write; OpenVINO's .bin is written beside its .xml."""
     format: Literal["onnx", "openvino", "torch-export", "aot-inductor"] = "onnx"
-    """Names end in .onnx, .xml, .pt2 and .aoti.pt2."""
+    """File suffixes are .onnx, .xml, .pt2 and .aoti.pt2."""
     half: bool = False
     """float16 weights and arithmetic; OpenVINO computes in bfloat16 where that is faster here, else in float32."""
     dynamic: bool = False
-    """Any number of pictures at once and, for boxes and maps, of any size."""
+    """Any batch size and, except for classification, any image size."""
     batch_size: int | None = None
-    """Pictures at once in a file without --dynamic; 1 if not given."""
-    size_px: int | None = None
-    """Side of the square that a classifier sees, or shorter side of whole pictures; as trained if not given."""
-    pictures: tuple[Path, ...] = ()
-    """Files and folders: answers are compared on up to 16 of them; on made-up ones if not given."""
+    """Batch size of a file without --dynamic; 1 if not given."""
+    image_size: int | None = None
+    """Side of a classifier's center crop, or shorter side for other tasks, in pixels; as trained if not given."""
+    images: tuple[Path, ...] = ()
+    """Files and folders: predictions are compared on up to 16 of them; on synthetic images if not given."""
     tolerance: float | None = None
-    """Largest difference from PyTorch, as a share of the largest output; 1e-4, with --half 2e-2 if not given."""
+    """Maximum absolute difference from PyTorch, relative to the largest output; 1e-4, with --half 2e-2 if not given."""
     int8: bool = False
-    """OpenVINO: 8 bits in those layers where that is faster and loses no answers, with --calibrate."""
-    calibrate: Path | None = None
-    """For --int8: a folder of pictures of the kind that the network will see, in folders by class where there are."""
-    max_loss: float = 0.005
-    """For --int8: share of the pictures whose answer may get worse."""
+    """OpenVINO: quantize layers where int8 is faster and accurate enough; needs --calibration-data."""
+    calibration_data: Path | None = None
+    """For --int8: a folder of images of the kind that the network will process; labeled if in one folder per class."""
+    max_accuracy_drop: float = 0.005
+    """For --int8: fraction of the validation images whose prediction may get worse."""
     json: bool = False
     """Print one JSON object."""
 
 
+COMMAND = Command(
+    "export",
+    ExportSettings,
+    summary=VERBS["export"],
+    details="The file holds class names and preprocessing, too. Its outputs are compared with PyTorch's first; if they "
+    "differ by more than --tolerance, no file is written. van predict and van.Predictor read exported files.",
+    examples=(
+        "van export runs/digits/best.safetensors --out digits.onnx",
+        "van export runs/flowers/best.safetensors --format openvino --out flowers.xml --images flowers/val",
+        "van export runs/streets/best.safetensors --out streets.onnx --dynamic",
+        "van export van_b2 --out van_b2.onnx --half --image-size 288 --json",
+        "van export runs/flowers/best.safetensors --format openvino --out int8.xml --int8 "
+        "--calibration-data flowers/val",
+    ),
+    groups={
+        INPUT: ("checkpoint",),
+        OUTPUT: ("out", "format", "half", "dynamic", "batch_size", "image_size"),
+        "Verification": ("images", "tolerance"),
+        "Quantization": ("int8", "calibration_data", "max_accuracy_drop"),
+        DISPLAY: ("json",),
+    },
+)
+
+
 def run(arguments: Sequence[str]) -> int:
-    """Write, compare and keep; with status 1 nothing was left behind."""
-    settings = parse(
-        ExportSettings,
-        arguments,
-        verb="export",
-        description="Write a network for another runtime, with its labels and its preprocessing inside. The file's "
-        "answers are compared with PyTorch's first; if they differ by more than the tolerance nothing is written. "
-        "van predict and van.Predictor read what was written.",
-        examples=(
-            "van export runs/digits/best.safetensors --out digits.onnx",
-            "van export runs/flowers/best.safetensors --format openvino --out flowers.xml --pictures flowers/val",
-            "van export runs/streets/best.safetensors --out streets.onnx --dynamic",
-            "van export van_b2 --out van_b2.onnx --half --size-px 288 --json",
-            "van export runs/flowers/best.safetensors --format openvino --out small.xml --int8 --calibrate flowers/val",
-        ),
-    )
+    """Write and verify a file; return 0, or raise an error and leave no file behind."""
+    settings = parse(COMMAND, arguments)
     _check(settings)
     from van.export.formats import FORMATS
     from van.export.header import file_sha256
-    from van.export.writing import ExportOptions, at_size, want_exportable
+    from van.export.writing import ExportOptions, check_exportable, with_image_size
     from van.models.load import load
 
-    started = time.perf_counter()
+    start = time.perf_counter()
     loaded = load(settings.checkpoint)
-    want_exportable(loaded, dynamic=settings.dynamic)
+    check_exportable(loaded, dynamic=settings.dynamic)
     source = Path(settings.checkpoint)
     options = ExportOptions(
         dynamic=settings.dynamic,
@@ -93,110 +103,111 @@ def run(arguments: Sequence[str]) -> int:
         batch_size=settings.batch_size or 1,
         source=file_sha256(source) if source.is_file() else "",
     )
-    loaded = at_size(loaded, settings.size_px)
-    options, pictures = _pictures(settings, loaded, options)
+    loaded = with_image_size(loaded, settings.image_size)
+    options, images = _verification_images(settings, loaded, options)
     format_ = FORMATS[settings.format]
-    found = _write(settings, loaded, format_, options, pictures)
-    _print(settings, loaded, format_, found, time.perf_counter() - started)
+    verification = _write(settings, loaded, format_, options, images)
+    _print_summary(settings, loaded, format_, verification, time.perf_counter() - start)
     return 0
 
 
 def _check(settings: ExportSettings) -> None:
-    """Refuse what can be seen to be wrong before anything is loaded."""
-    for name in ("size_px", "batch_size"):
-        given = getattr(settings, name)
-        if given is not None and given < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {given}; wanted at least 1")
+    """Check the flags before anything is loaded."""
+    for name in ("image_size", "batch_size"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
     if settings.tolerance is not None and not 0 < settings.tolerance <= 1:
-        raise UsageError(f"--tolerance is {settings.tolerance}; wanted more than 0 and at most 1")
-    if not 0 <= settings.max_loss < 1:
-        raise UsageError(f"--max-loss is {settings.max_loss}; wanted 0 to 1")
+        raise UsageError(f"--tolerance: expected more than 0 and at most 1, got {settings.tolerance}")
+    if not 0 <= settings.max_accuracy_drop < 1:
+        raise UsageError(f"--max-accuracy-drop: expected at least 0 and less than 1, got {settings.max_accuracy_drop}")
     if settings.dynamic and settings.batch_size is not None:
-        raise UsageError("--batch-size is for files without --dynamic, which takes any number; leave one out")
-    if settings.int8 != (settings.calibrate is not None):
-        raise UsageError("--int8 and --calibrate FOLDER belong together; give both or neither")
+        raise UsageError("--batch-size and --dynamic exclude each other; --dynamic accepts any batch size")
+    if settings.int8 != (settings.calibration_data is not None):
+        raise UsageError("--int8 and --calibration-data FOLDER require each other; give both or neither")
     if settings.int8 and settings.format != "openvino":
-        raise UsageError(f"--int8 is for --format openvino; --format is {settings.format}")
+        raise UsageError(f"--int8: expected --format openvino, got {settings.format}")
     if settings.int8 and settings.half:
         raise UsageError("--int8 and --half exclude each other; choose one")
-    wanted = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aot-inductor": ".aoti.pt2"}
-    if not settings.out.name.lower().endswith(wanted[settings.format]):
-        raise UsageError(f"--out is {settings.out}; wanted a name ending in {wanted[settings.format]}")
+    suffixes = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aot-inductor": ".aoti.pt2"}
+    if not settings.out.name.lower().endswith(suffixes[settings.format]):
+        raise UsageError(f"--out: expected a name ending in {suffixes[settings.format]}, got {settings.out}")
 
 
-def _pictures(
-    settings: ExportSettings, loaded: "Loaded", options: "ExportOptions"
+def _verification_images(
+    settings: ExportSettings, loaded: "LoadedModel", options: "ExportOptions"
 ) -> tuple["ExportOptions", "list[Image.Image]"]:
-    """What answers are compared on, and the options with the size that fixed whole pictures have: the first one's."""
-    from van.export.verify import made_pictures
-    from van.pictures import read_picture
-    from van.preprocess import Preprocess
+    """Return the images for the verification, and the options with the input size of a file without --dynamic.
 
-    given = settings.pictures or (() if settings.calibrate is None else (settings.calibrate,))
-    pictures = [read_picture(path) for path in _some(given, _LOOKED_AT)]
-    if isinstance(loaded.preprocess, Preprocess) or settings.dynamic:
-        if not pictures:
-            _say(f"no --pictures given: answers are compared on {_MADE} made-up ones")
-        return options, pictures or made_pictures(_MADE)
-    seen = loaded.preprocess.seen
-    if pictures:
-        rows, columns = seen((pictures[0].height, pictures[0].width))
-        pictures = [one for one in pictures if seen((one.height, one.width)) == (rows, columns)]
+    That size is the first image's after preprocessing; images of other sizes are ignored.
+    """
+    from van.export.verify import synthetic_images
+    from van.images import read_image
+    from van.preprocess import CenterCropPreprocess
+
+    sources = settings.images or (() if settings.calibration_data is None else (settings.calibration_data,))
+    images = [read_image(path) for path in _sample_paths(sources, _MAX_IMAGES)]
+    if isinstance(loaded.preprocess, CenterCropPreprocess) or settings.dynamic:
+        if not images:
+            _log(f"--images is not given: predictions are compared on {_SYNTHETIC_IMAGES} synthetic images")
+        return options, images or synthetic_images(_SYNTHETIC_IMAGES)
+    resized_size = loaded.preprocess.resized_size
+    if images:
+        rows, columns = resized_size((images[0].height, images[0].width))
+        images = [image for image in images if resized_size((image.height, image.width)) == (rows, columns)]
     else:
-        rows = columns = loaded.preprocess.short_px
-        pictures = made_pictures(_MADE, (rows, columns))
-        _say(f"no --pictures given: answers are compared on {_MADE} made-up ones")
-    _say(f"the file takes pictures that are seen as {rows} x {columns} only; --dynamic frees rows and columns")
-    return dataclasses.replace(options, seen=(rows, columns)), pictures
+        rows = columns = loaded.preprocess.min_size
+        images = synthetic_images(_SYNTHETIC_IMAGES, (rows, columns))
+        _log(f"--images is not given: predictions are compared on {_SYNTHETIC_IMAGES} synthetic images")
+    _log(f"the file accepts only images of {rows} x {columns} after preprocessing; --dynamic accepts any size")
+    return dataclasses.replace(options, input_size=(rows, columns)), images
 
 
-def _some(given: Sequence[Path], most: int) -> list[Path]:
-    """At most so many pictures, from all over the folders, which list one class after the other."""
-    from van.pictures import expand_pictures
+def _sample_paths(sources: Sequence[Path], max_images: int) -> list[Path]:
+    """Return at most ``max_images`` paths at regular intervals, because folders list one class after another."""
+    from van.images import expand_images
 
-    paths = expand_pictures([str(path) for path in given])
-    step = max(1, -(-len(paths) // most))
+    paths = expand_images([str(path) for path in sources])
+    step = max(1, -(-len(paths) // max_images))
     return paths[::step]
 
 
 def _write(
     settings: ExportSettings,
-    loaded: "Loaded",
+    loaded: "LoadedModel",
     format_: "Format",
     options: "ExportOptions",
-    pictures: "list[Image.Image]",
+    images: "list[Image.Image]",
 ) -> "Verification":
     from van.export.verify import write_verified
-    from van.pictures import read_picture
+    from van.images import read_image
 
-    if settings.calibrate is not None:
+    if settings.calibration_data is not None:
         from van.export.int8 import write
 
-        paths = _some([settings.calibrate], _CALIBRATION)
-        classes = {label: place for place, label in enumerate(loaded.labels)}
-        known = loaded.task == "classify" and all(path.parent.name in classes for path in paths)
-        quantise = functools.partial(
+        paths = _sample_paths([settings.calibration_data], _MAX_CALIBRATION_IMAGES)
+        indices = {name: index for index, name in enumerate(loaded.class_names)}
+        has_labels = loaded.task == "classify" and all(path.parent.name in indices for path in paths)
+        quantize = functools.partial(
             write,
             format_=format_,
-            max_loss=settings.max_loss,
-            pictures=[read_picture(path) for path in paths],
-            truths=[classes[path.parent.name] for path in paths] if known else None,
+            max_accuracy_drop=settings.max_accuracy_drop,
+            images=[read_image(path) for path in paths],
+            labels=[indices[path.parent.name] for path in paths] if has_labels else None,
         )
-        format_ = dataclasses.replace(format_, writer=quantise)
-    return write_verified(
-        loaded, settings.out, format_, options=options, pictures=pictures, tolerance=settings.tolerance
-    )
+        format_ = dataclasses.replace(format_, writer=quantize)
+    return write_verified(loaded, settings.out, format_, options=options, images=images, tolerance=settings.tolerance)
 
 
-def _print(
-    settings: ExportSettings, loaded: "Loaded", format_: "Format", found: "Verification", seconds: float
+def _print_summary(
+    settings: ExportSettings, loaded: "LoadedModel", format_: "Format", verification: "Verification", seconds: float
 ) -> None:
     from van.export.formats import open_session
 
     session = open_session(settings.out)
     header = session.header
     session.close()
-    size = sum(file.stat().st_size for file in format_.files(settings.out))
+    size = sum(file.stat().st_size for file in format_.all_files(settings.out))
     if settings.json:
         values: dict[str, Any] = {
             "out": str(settings.out),
@@ -210,21 +221,20 @@ def _print(
             "bytes": size,
             "seconds": round(seconds, 2),
             "notes": list(header.notes),
-            "verification": found.to_dict(),
+            "verification": verification.to_dict(),
         }
         print(json.dumps(values))
         return
     for note in (*loaded.notes, *header.notes):
-        _say(note)
+        _log(note)
     shape = " x ".join("any" if side is None else str(side) for side in next(iter(header.inputs.values())))
+    print(f"{settings.out}: {header.format} ({header.opset}), {header.precision}, images {shape}, {size / 1e6:.1f} MB")
     print(
-        f"{settings.out}: {header.format} ({header.opset}), {header.precision}, pictures {shape}, {size / 1e6:.1f} MB"
-    )
-    print(
-        f"as PyTorch on {found.pictures} pictures: largest difference {found.max_difference:.2g}, "
-        f"{found.relative:.2g} of the largest output; {found.agreement:.1%} of the answers agree"
+        f"compared with PyTorch on {verification.num_images} images: maximum absolute difference "
+        f"{verification.max_abs_diff:.2g}, {verification.relative_diff:.2g} of the largest output; "
+        f"{verification.agreement:.1%} equal predictions"
     )
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr)

@@ -1,11 +1,12 @@
-"""``van models``: the seven sizes, what they cost, and where their weights lie."""
+"""``van models``: list the variants of VAN, their cost and their public weights."""
 
 import dataclasses
 import json
 from collections.abc import Sequence
 
-from van.cli.arguments import parse
-from van.models.catalogue import LICENSE_NOTE, VARIANTS, Variant
+from van.cli.arguments import DISPLAY, Command, parse
+from van.cli.verbs import VERBS
+from van.models.registry import LICENSE_NOTE, VARIANTS, Variant
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,15 +17,18 @@ class ModelsSettings:
     """Print JSON instead of a table."""
 
 
+COMMAND = Command(
+    "models",
+    ModelsSettings,
+    summary=VERBS["models"],
+    examples=("van models", "van models --json", "van models --json | python -m json.tool"),
+    groups={DISPLAY: ("json",)},
+)
+
+
 def run(arguments: Sequence[str]) -> int:
-    """Print the catalogue."""
-    settings = parse(
-        ModelsSettings,
-        arguments,
-        verb="models",
-        description="List VAN-B0 to B6: parameters, multiply-accumulates, published top-1 and public weights.",
-        examples=("van models", "van models --json"),
-    )
+    """Print the table of variants."""
+    settings = parse(COMMAND, arguments)
     if settings.json:
         print(json.dumps([_record(variant) for variant in VARIANTS.values()], indent=2))
         return 0

@@ -1,4 +1,4 @@
-"""``van report RUN``: one page about a run, with everything in it."""
+"""``van report RUN``: write an HTML report of a training run."""
 
 import dataclasses
 import json
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from van.cli.arguments import parse
+from van.cli.arguments import DISPLAY, INPUT, OUTPUT, RUNTIME, Command, parse
+from van.cli.verbs import VERBS
 from van.errors import UsageError
 
 if TYPE_CHECKING:
-    from van.report.facts import Facts
+    from van.report.data import ReportData
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,89 +23,100 @@ class ReportSettings:
     """Flags of ``van report``."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The folder of a run, as van train made it."""
+    """Run folder of van train."""
     out: Path | None = None
-    """The page, a name ending in .html; RUN/report.html if not given."""
+    """Output file, ending in .html; default: RUN/report.html."""
     data: Path | None = None
-    """Where the held-out pictures are, if not where the run's settings say."""
+    """Dataset folder with the validation images; default: the one in the run's settings."""
     limit: int = 0
-    """Most pictures to measure on, evenly taken; 0 takes all."""
-    mistakes: int = 12
-    """How many of the worst answers to show."""
+    """Maximum number of validation images, evenly spaced; 0 for all."""
+    num_errors: int = 12
+    """Number of errors to show."""
     batch_size: int | None = None
-    """Pictures at once; 64 for classes, 4 for whole pictures if not given."""
+    """Images per batch; default: 64 for classification, 4 for other tasks."""
     device: str = "auto"
-    """cpu, cuda, mps, or auto: the first there is."""
+    """cpu, cuda, mps, or auto, which takes the first one available of cuda, mps and cpu."""
     speed: bool = True
-    """Leave out how fast the network is here."""
+    """Measure the inference speed."""
     json: bool = False
-    """Print what the page says as JSON instead of a table."""
+    """Print the data of the page as JSON instead of a table."""
+
+
+COMMAND = Command(
+    "report",
+    ReportSettings,
+    summary=VERBS["report"],
+    details="The page is one file without external resources: curves, metrics overall and per class, the worst errors "
+    "with Grad-CAM, speed, settings, versions.",
+    examples=(
+        "van report runs/digits",
+        "van report runs/flowers --out flowers.html --num-errors 30",
+        "van report runs/streets --data streets --limit 200 --no-speed --json",
+    ),
+    groups={
+        INPUT: ("run", "data", "limit"),
+        OUTPUT: ("out", "num_errors", "speed"),
+        RUNTIME: ("batch_size", "device"),
+        DISPLAY: ("json",),
+    },
+)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Gather, write the page, say where it is."""
-    settings = parse(
-        ReportSettings,
-        arguments,
-        verb="report",
-        description="Make one page about a run, with everything in it and nothing outside: what was trained, curves, "
-        "figures overall and for each class, the worst mistakes with Grad-CAM, speed, settings, versions.",
-        examples=(
-            "van report runs/digits",
-            "van report runs/flowers --out flowers.html --mistakes 30",
-            "van report runs/streets --data streets --limit 200 --no-speed --json",
-        ),
-    )
+    """Collect the data, write the page, and print the metrics and the path of the page."""
+    settings = parse(COMMAND, arguments)
     out = _check(settings)
     import van
     from van.checkpoint import write_text
-    from van.report.facts import Wanted, gather
+    from van.report.data import ReportOptions, collect_report_data
     from van.report.page import render
 
     on_terminal = sys.stderr.isatty()
-    facts = gather(
+    data = collect_report_data(
         settings.run,
-        Wanted(
+        ReportOptions(
             data=settings.data,
             limit=settings.limit,
-            mistakes=settings.mistakes,
+            num_errors=settings.num_errors,
             speed=settings.speed,
             device=settings.device,
             batch_size=settings.batch_size,
-            say=_say if on_terminal else lambda text: None,
+            on_progress=_print_progress if on_terminal else lambda text: None,
         ),
     )
     if on_terminal:
-        _say("")
-    write_text(out, render(facts, version=van.__version__))
-    _tell(facts, out, as_json=settings.json)
+        _print_progress("")
+    write_text(out, render(data, version=van.__version__))
+    _print_results(data, out, as_json=settings.json)
     return 0
 
 
 def _check(settings: ReportSettings) -> Path:
-    """Refuse what cannot be done before anything is loaded; returns where the page goes."""
-    for name, least in (("limit", 0), ("mistakes", 0), ("batch_size", 1)):
-        given = getattr(settings, name)
-        if given is not None and given < least:
-            raise UsageError(f"--{name.replace('_', '-')} is {given}; wanted at least {least}")
+    """Validate the flags before torch is imported, and return the path of the page."""
+    for name, least in (("limit", 0), ("num_errors", 0), ("batch_size", 1)):
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
     if settings.out is not None and settings.out.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--out is {settings.out}; wanted a name ending in .html")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("a report is made by one process; start it without torchrun")
+        raise UsageError(f"--out: expected a name ending in .html, got {settings.out}")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise UsageError(f"van report: expected 1 process, got {processes}; run it without torchrun")
     return settings.out or settings.run / "report.html"
 
 
-def _tell(facts: "Facts", out: Path, *, as_json: bool) -> None:
+def _print_results(data: "ReportData", out: Path, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({**facts.to_dict(), "page": str(out)}, indent=2))
-    elif facts.measured is not None:
-        for name, value in facts.measured.found.metrics.items():
-            print(f"{name:<16}{value:.4f}")
-        print(f"{'samples':<16}{facts.measured.found.samples}")
-    for line in (*facts.gaps, *facts.notes):
+        print(json.dumps({**data.to_dict(), "page": str(out)}, indent=2))
+    elif data.validation is not None:
+        for name, value in data.validation.evaluation.metrics.items():
+            interval = data.validation.intervals.get(name)
+            print(f"{name:<16}{value:.4f}" + (f"  95 % {interval[0]:.4f} to {interval[1]:.4f}" if interval else ""))
+        print(f"{'samples':<16}{data.validation.evaluation.samples}")
+    for line in (*data.missing, *data.notes):
         print(line, file=sys.stderr)
     print(f"page: {out}", file=sys.stderr if as_json else sys.stdout)
 
 
-def _say(text: str) -> None:
+def _print_progress(text: str) -> None:
     print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""``van serve MODEL...``: answer over HTTP what is in pictures."""
+"""``van serve MODEL...``: serve predictions over HTTP."""
 
 import dataclasses
 import os
@@ -8,23 +8,24 @@ from typing import Annotated
 
 import tyro
 
-from van.cli.arguments import parse
+from van.cli.arguments import MODEL, Command, parse
+from van.cli.verbs import VERBS
 from van.errors import MissingExtra, UsageError
-from van.serve.settings import Limits, Settings, check_key, read_key
+from van.serving.settings import Limits, Settings, check_key, read_key
 
-_LOCAL = ("127.0.0.1", "localhost", "::1")
+_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 _MB, _MEGAPIXEL = 1 << 20, 1_000_000
-_LEAST = {
+_MINIMUM = {
     "max_queue": 1,
     "max_body_mb": 0.001,
     "max_megapixels": 0.001,
-    "max_pictures": 1,
+    "max_images": 1,
     "max_requests": 1,
     "max_connections": 1,
     "max_memory_mb": 0.001,
-    **dict.fromkeys(("threads", "max_batch", "max_wait_ms", "grace_s", "watch_s"), 0),
+    **dict.fromkeys(("threads", "max_batch", "max_wait_ms", "shutdown_timeout_s", "reload_interval_s"), 0),
 }
-_TIMES = ("head_s", "body_s", "timeout_s")
+_POSITIVE = ("header_timeout_s", "body_timeout_s", "timeout_s")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,106 +35,120 @@ class ServeSettings:
     models: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...", help_behavior_hint="(required)")
     ]
-    """Checkpoints or other model files, each perhaps as NAME=FILE; the first answers requests that name none."""
+    """Checkpoints or other model files, each optionally as NAME=FILE; the first one is the default model."""
     host: str = Settings.host
-    """Address to listen at; any but this machine's own needs a key."""
+    """Address to bind; any address but the loopback address needs an API key."""
     port: int = Settings.port
-    """Port to listen at; 0 takes a free one."""
+    """Port to bind; 0 selects a free port."""
     workers: int = Settings.workers
-    """Processes that hold the networks; each holds all of them."""
+    """Number of worker processes; each holds all models."""
     threads: int = Settings.threads
-    """Threads of each worker; the cores shared out among them if 0."""
+    """Threads of each worker; 0 divides the CPU cores among the workers."""
     device: str | None = Settings.device
-    """cpu, cuda or mps; the GPU where there is one."""
+    """Device: cpu, cuda or mps; the GPU by default if there is one."""
     max_batch: int = Settings.max_batch
-    """Pictures that a network sees at once; 16 for classes, 1 for whole pictures if 0."""
+    """Largest batch size; 0 selects 16 for classification and 1 for the other tasks."""
     max_wait_ms: float = 1000 * Settings.max_wait_s
-    """How long the first picture of a batch waits for others."""
-    max_queue: int = Limits.queue
-    """Pictures for one model accepted and not yet answered; what is more is refused with 429."""
-    max_body_mb: float = Limits.body_bytes / _MB
-    """Largest body of a request."""
-    max_megapixels: float = Limits.pixels / _MEGAPIXEL
-    """Largest picture."""
-    max_pictures: int = Limits.pictures
-    """Most pictures in a request."""
-    max_requests: int = Limits.requests
-    """Most requests in work."""
-    max_connections: int = Limits.connections
-    """Most connections."""
-    max_memory_mb: float = Limits.memory_bytes / _MB
-    """For bodies and pictures of all requests together; reading a picture takes 13 to 35 bytes a pixel."""
-    head_s: float = Limits.head_s
-    """Until a connection has sent the head of a request."""
-    body_s: float = Limits.body_s
-    """Until it has sent the body; a pause in it may take a third of that."""
+    """Longest time that the first image of a batch waits for further images."""
+    max_queue: int = Limits.max_queue
+    """Most images in progress for one model; more are rejected with 429."""
+    max_body_mb: float = Limits.max_body_bytes / _MB
+    """Largest request body."""
+    max_megapixels: float = Limits.max_pixels / _MEGAPIXEL
+    """Largest image."""
+    max_images: int = Limits.max_images
+    """Most images in a request."""
+    max_requests: int = Limits.max_requests
+    """Most requests in progress."""
+    max_connections: int = Limits.max_connections
+    """Most open connections."""
+    max_memory_mb: float = Limits.max_memory_bytes / _MB
+    """Memory for the bodies and images of all requests; decoding takes 13 to 35 bytes per pixel."""
+    header_timeout_s: float = Limits.header_timeout_s
+    """Time to receive the request headers."""
+    body_timeout_s: float = Limits.body_timeout_s
+    """Time to receive the request body; a pause in it may take a third of that."""
     timeout_s: float = Limits.timeout_s
-    """Until a request is answered."""
-    grace_s: float = Settings.grace_s
-    """How long a stopping service finishes what it has accepted."""
-    watch_s: float = Settings.watch_s
-    """How often model files are looked at for a new one; 0 never."""
+    """Time from the request headers to the response."""
+    shutdown_timeout_s: float = Settings.shutdown_timeout_s
+    """Time to finish the accepted requests after a stop signal."""
+    reload_interval_s: float = Settings.reload_interval_s
+    """Time between checks for changed model files; 0 disables reloading."""
     api_key_file: Path | None = None
-    """A file with the key that clients must show; else it is taken from the environment, VAN_API_KEY."""
+    """File with the API key that clients must send; by default the environment variable VAN_API_KEY."""
     allow_origin: tuple[str, ...] = Settings.allow_origins
-    """Sites whose pages may use the service from a browser, such as https://example.org."""
+    """Origins whose pages may use the server from a browser, such as https://example.org."""
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            self._want(name, f"at least {least:g}", fits=getattr(self, name) >= least)
-        for name in _TIMES:
-            self._want(name, "more than 0", fits=getattr(self, name) > 0)
+        for name, minimum in _MINIMUM.items():
+            self._check(name, f"at least {minimum:g}", is_valid=getattr(self, name) >= minimum)
+        for name in _POSITIVE:
+            self._check(name, "more than 0", is_valid=getattr(self, name) > 0)
 
-    def _want(self, name: str, wanted: str, *, fits: bool) -> None:
+    def _check(self, name: str, expected: str, *, is_valid: bool) -> None:
         value = getattr(self, name)
         if value == float("inf"):
-            fits, wanted = False, f"{wanted}, and finite"
-        if not fits:
-            raise UsageError(f"--{name.replace('_', '-')} is {value:g}; wanted {wanted}")
+            is_valid, expected = False, f"a finite number, {expected}"
+        if not is_valid:
+            raise UsageError(f"--{name.replace('_', '-')}: expected {expected}, got {value:g}")
+
+
+COMMAND = Command(
+    "serve",
+    ServeSettings,
+    summary=VERBS["serve"],
+    details="Endpoints: /predict, /explain, the Open Inference Protocol under /v2, metrics under /metrics, a web page "
+    "under / and the API documentation under /docs. A model file that is replaced is reloaded without a restart.",
+    examples=(
+        "van serve runs/digits/best.safetensors",
+        "van serve flowers=runs/flowers/best.safetensors apples=runs/apples/best.safetensors --port 8080",
+        "van serve runs/flowers/best.safetensors --host 0.0.0.0 --api-key-file key.txt --workers 2",
+    ),
+    groups={
+        MODEL: ("models", "device", "threads", "workers"),
+        "Network": ("host", "port", "api_key_file", "allow_origin"),
+        "Batching": ("max_batch", "max_wait_ms", "max_queue"),
+        "Limits": ("max_body_mb", "max_megapixels", "max_images", "max_requests", "max_connections", "max_memory_mb"),
+        "Timeouts": ("header_timeout_s", "body_timeout_s", "timeout_s", "shutdown_timeout_s", "reload_interval_s"),
+    },
+)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Serve until a signal; status 0 if everything accepted was answered."""
-    flags = parse(
-        ServeSettings,
-        arguments,
-        verb="serve",
-        description="Answer over HTTP what is in pictures: /predict, /explain, the Open Inference Protocol under /v2, "
-        "measures under /metrics, and a page to try it under /. A model file that is replaced is taken up while the "
-        "service runs.",
-        examples=(
-            "van serve runs/digits/best.safetensors",
-            "van serve flowers=runs/flowers/best.safetensors apples=runs/apples/best.safetensors --port 8080",
-            "van serve runs/flowers/best.safetensors --host 0.0.0.0 --api-key-file key.txt --workers 2",
-        ),
-    )
+    """Serve until a stop signal; returns 0 if all accepted requests were finished."""
+    flags = parse(COMMAND, arguments)
     if not flags.models:
-        raise UsageError("no model given; name a checkpoint, or several, each perhaps as NAME=FILE")
-    _want_packages()
-    from van.serve.files import sources_of
-    from van.serve.run import serve
+        raise UsageError("MODEL: expected at least 1 checkpoint or model file, got none")
+    _check_packages()
+    from van.serving.model_files import parse_sources
+    from van.serving.server import serve
 
     key = check_key(os.environ["VAN_API_KEY"], "VAN_API_KEY") if os.environ.get("VAN_API_KEY") else ""
     if flags.api_key_file is not None:
         key = read_key(flags.api_key_file)
-    if flags.host not in _LOCAL and not key:
+    if flags.host not in _LOOPBACK_HOSTS and not key:
         raise UsageError(
-            f"--host {flags.host} can be reached by others; give --api-key-file or VAN_API_KEY, or listen at 127.0.0.1"
+            f"--host {flags.host}: other machines can reach this address, so it needs an API key; "
+            "give --api-key-file or VAN_API_KEY, or use --host 127.0.0.1"
         )
+    return serve(_make_settings(flags, key), parse_sources(flags.models))
+
+
+def _make_settings(flags: ServeSettings, key: str) -> Settings:
     limits = Limits(
-        body_bytes=int(flags.max_body_mb * _MB),
-        pixels=round(flags.max_megapixels * _MEGAPIXEL),
-        pictures=flags.max_pictures,
-        head_s=flags.head_s,
-        body_s=flags.body_s,
-        pause_s=flags.body_s / 3,
+        max_body_bytes=int(flags.max_body_mb * _MB),
+        max_pixels=round(flags.max_megapixels * _MEGAPIXEL),
+        max_images=flags.max_images,
+        header_timeout_s=flags.header_timeout_s,
+        body_timeout_s=flags.body_timeout_s,
+        body_idle_timeout_s=flags.body_timeout_s / 3,
         timeout_s=flags.timeout_s,
-        connections=flags.max_connections,
-        requests=flags.max_requests,
-        queue=flags.max_queue,
-        memory_bytes=int(flags.max_memory_mb * _MB),
+        max_connections=flags.max_connections,
+        max_requests=flags.max_requests,
+        max_queue=flags.max_queue,
+        max_memory_bytes=int(flags.max_memory_mb * _MB),
     )
-    settings = Settings(
+    return Settings(
         host=flags.host,
         port=flags.port,
         workers=flags.workers,
@@ -141,20 +156,19 @@ def run(arguments: Sequence[str]) -> int:
         device=flags.device,
         max_batch=flags.max_batch,
         max_wait_s=flags.max_wait_ms / 1000,
-        grace_s=flags.grace_s,
-        watch_s=flags.watch_s,
+        shutdown_timeout_s=flags.shutdown_timeout_s,
+        reload_interval_s=flags.reload_interval_s,
         api_key=key,
         allow_origins=flags.allow_origin,
         limits=limits,
     )
-    return serve(settings, sources_of(flags.models))
 
 
-def _want_packages() -> None:
+def _check_packages() -> None:
     for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
         try:
             __import__(package)
         except ModuleNotFoundError as error:
             if error.name != package:
                 raise
-            raise MissingExtra(package, "serve", "serving a network") from error
+            raise MissingExtra(package, "serve", "serving a model") from error

@@ -1,203 +1,187 @@
-"""``van train RECIPE``: train a network and keep everything in a run folder."""
+"""``van train RECIPE``: train a model; settings, log and checkpoints go to a run folder."""
 
-import dataclasses
 import importlib
-import itertools
-import json
 import os
-import sys
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from van.cli.arguments import parse
-from van.errors import DataError, UsageError
-from van.recipes import RECIPES
+from van.cli.arguments import (
+    AUGMENTATION,
+    DATA,
+    MODEL,
+    OPTIMIZATION,
+    OUTPUT,
+    REGULARIZATION,
+    SYSTEM,
+    TRAINING,
+    Command,
+    parse,
+)
+from van.cli.flags import Flag
+from van.cli.help import format_list
+from van.cli.suggestions import RECIPES as RECIPE_ALIASES
+from van.cli.suggestions import unknown_name
+from van.cli.train_settings import list_hidden_flags, load_stored_settings, replace_settings, split_set_options
+from van.cli.verbs import VERBS
+from van.errors import UsageError
+from van.recipes import ALIASES, RECIPES, resolve_recipe
 
-_EXAMPLES = {
-    "digits": ("van train digits --out runs/digits", "van train digits --out runs/digits --resume"),
-    "finetune": (
-        "van train finetune --data flowers --out runs/flowers",
-        "van train finetune --data flowers --model van_b2 --from van_b2.pth --out runs/b2",
-        "torchrun --nproc-per-node 2 -m van train finetune --data flowers --out runs/two",
+EXAMPLES = {
+    "digits": (
+        "van train digits --out runs/digits",
+        "van train digits --out runs/digits --resume",
+        "van train digits --out runs/digits-b1 --model van_b1 --epochs 20 --lr 1e-3",
     ),
-    "imagenet1k": ("torchrun --nproc-per-node 8 -m van train imagenet1k --data imagenet --model van_b2 --out runs/b2",),
-    "scenes-detect": ("van train scenes-detect --out runs/scenes-detect",),
-    "scenes-instances": ("van train scenes-instances --out runs/scenes-instances",),
-    "scenes-segment": ("van train scenes-segment --out runs/scenes-segment",),
-    "scenes-panoptic": ("van train scenes-panoptic --out runs/scenes-panoptic",),
+    "scenes-detect": (
+        "van train scenes-detect --out runs/scenes-detect",
+        "van train scenes-detect --out runs/scenes-detect --resume",
+        "van train scenes-detect --out runs/scenes-detect-500 --train-scenes 500 --epochs 4",
+    ),
+    "scenes-instances": (
+        "van train scenes-instances --out runs/scenes-instances",
+        "van train scenes-instances --out runs/scenes-instances --resume",
+        "van train scenes-instances --out runs/scenes-instances-scratch --init-from scratch --epochs 12",
+    ),
+    "scenes-segment": (
+        "van train scenes-segment --out runs/scenes-segment",
+        "van train scenes-segment --out runs/scenes-segment --resume",
+        "van train scenes-segment --out runs/scenes-segment-b1 --model van_b1 --batch-size 4",
+    ),
+    "scenes-panoptic": (
+        "van train scenes-panoptic --out runs/scenes-panoptic",
+        "van train scenes-panoptic --out runs/scenes-panoptic --resume",
+        "van train scenes-panoptic --out runs/scenes-panoptic-500 --train-scenes 500 --val-scenes 50",
+    ),
+    "classify": (
+        "van train classify --data flowers --out runs/flowers",
+        "van train classify --data flowers --model van_b2 --init-from van_b2.pth --out runs/flowers-b2",
+        "van train classify --data flowers --init-from scratch --image-size 160 --mixup 0.8 --out runs/scratch",
+        "torchrun --nproc-per-node 2 -m van train classify --data flowers --out runs/flowers",
+    ),
     "detect": (
         "van train detect --data apples --model van_b1 --out runs/apples",
-        "van train detect --data apples --head d_fine --short-px 640 --long-px 640 --out runs/d-fine",
+        "van train detect --data apples --head d_fine --min-size 640 --max-size 640 --out runs/d-fine",
+        "van train detect --data apples --out runs/apples --resume",
     ),
-    "instances": ("van train instances --data apples --from runs/apples/best.safetensors --out runs/outlines",),
-    "segment": ("van train segment --data streets --head upernet --model van_b2 --out runs/streets",),
-    "panoptic": ("van train panoptic --data coco --out runs/panoptic",),
-    "coco-retinanet": ("torchrun --nproc-per-node 8 -m van train coco-retinanet --data coco --out runs/retinanet",),
+    "instances": (
+        "van train instances --data apples --out runs/masks",
+        "van train instances --data apples --init-from runs/apples/best.safetensors --out runs/masks",
+        "van train instances --data apples --out runs/masks --resume",
+    ),
+    "segment": (
+        "van train segment --data streets --out runs/streets",
+        "van train segment --data streets --head upernet --model van_b2 --out runs/streets-b2",
+        "van train segment --data streets --crop-size 512 --scale 0.5 2 --photometric-distort 0.5 --out runs/crops",
+    ),
+    "panoptic": (
+        "van train panoptic --data coco --out runs/panoptic",
+        "van train panoptic --data coco --model van_b2 --batch-size 8 --out runs/panoptic-b2",
+        "van train panoptic --data coco --out runs/panoptic --resume",
+    ),
+    "imagenet1k": (
+        "van train imagenet1k --data imagenet --out runs/b0",
+        "torchrun --nproc-per-node 8 -m van train imagenet1k --data imagenet --model van_b2 --out runs/b2",
+        "torchrun --nproc-per-node 8 -m van train imagenet1k --data imagenet --out runs/b0 --resume",
+    ),
+    "coco-retinanet": (
+        "van train coco-retinanet --data coco --out runs/retinanet --batch-size 4",
+        "torchrun --nproc-per-node 8 -m van train coco-retinanet --data coco --out runs/retinanet",
+        "torchrun --nproc-per-node 8 -m van train coco-retinanet --data coco --length 3x --out runs/retinanet-3x",
+    ),
     "coco-mask-rcnn": (
+        "van train coco-mask-rcnn --data coco --out runs/mask-rcnn --batch-size 4",
+        "torchrun --nproc-per-node 8 -m van train coco-mask-rcnn --data coco --out runs/mask-rcnn",
         "torchrun --nproc-per-node 8 -m van train coco-mask-rcnn --data coco --length 3x --model van_b2 --out runs/3x",
     ),
-    "ade20k-fpn": ("torchrun --nproc-per-node 8 -m van train ade20k-fpn --data ade20k --out runs/fpn",),
-    "ade20k-upernet": ("torchrun --nproc-per-node 8 -m van train ade20k-upernet --data ade20k --out runs/upernet",),
+    "ade20k-fpn": (
+        "van train ade20k-fpn --data ade20k --out runs/fpn --batch-size 8",
+        "torchrun --nproc-per-node 8 -m van train ade20k-fpn --data ade20k --out runs/fpn",
+        "torchrun --nproc-per-node 8 -m van train ade20k-fpn --data ade20k --updates 80000 --out runs/fpn-80k",
+    ),
+    "ade20k-upernet": (
+        "van train ade20k-upernet --data ade20k --out runs/upernet --batch-size 4",
+        "torchrun --nproc-per-node 8 -m van train ade20k-upernet --data ade20k --out runs/upernet",
+        "torchrun --nproc-per-node 8 -m van train ade20k-upernet --data ade20k --model van_b4 --out runs/upernet-b4",
+    ),
 }
 
-
-def _epochs(text: str) -> tuple[int, ...]:
-    """``8,11`` as numbers."""
-    return tuple(int(number) for number in text.split(","))
-
-
-_SELDOM: dict[str, Callable[[str], Any]] = {
-    "milestones": _epochs,
-    "cooldown_epochs": float,
-    "random_erasing": float,
-    "poly_power": float,
-    "warmup_updates": int,
-    "largest_class": float,
-    "max_unreadable": float,
-    "save_every": int,
-    "log_every": int,
+GROUPS = {
+    DATA: ("data", "images", "val_fraction", "train_scenes", "val_scenes", "image_size", "min_size", "max_size"),
+    OUTPUT: ("out", "resume"),
+    MODEL: ("model", "head", "queries", "init_from", "freeze_backbone", "batch_norm"),
+    TRAINING: ("epochs", "updates", "length", "batch_size", "grad_accum_steps", "ema_decay", "precision", "seed"),
+    OPTIMIZATION: ("lr", "schedule", "warmup_epochs", "weight_decay", "layer_decay", "clip_grad"),
+    AUGMENTATION: ("scale", "crop_size", "hflip", "rand_augment", "photometric_distort"),
+    REGULARIZATION: ("drop_path_rate", "label_smoothing", "mixup", "cutmix"),
+    SYSTEM: ("device", "workers", "strategy"),
+    "Advanced": ("set",),
 }
-"""Settings without a flag of their own, for ``--set``."""
-_WORDS: dict[Callable[[str], Any], str] = {
-    int: "a whole number", float: "a number", _epochs: "whole numbers such as 8,11",
-}  # fmt: skip
+"""Headings of --help for all recipes; each recipe has some of these fields."""
+
+
+def make_command(name: str) -> Command[Any]:
+    """Build the command of a recipe, which imports the recipe's module."""
+    settings_class = _settings_class(name)
+    hidden = list_hidden_flags(settings_class)
+    listed = ", ".join(f"{flag.name} {flag.describe_default()}".strip() for flag in hidden.values())
+    option = Flag(
+        name="set",
+        option="--set",
+        metavar="NAME=VALUE",
+        help=f"Change a rarely used setting, such as save_every=1000; may be repeated. Names: {listed}.",
+        completions=tuple(f"{flag}=" for flag in hidden),
+    )
+    return Command(
+        f"train {name}",
+        settings_class,
+        summary=RECIPES[name].description,
+        examples=EXAMPLES[name],
+        groups=GROUPS,
+        extra_flags=(option,),
+        replacements={f"--{flag.replace('_', '-')}": f"--set {flag}=VALUE" for flag in hidden},
+    )
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Choose the recipe, read its flags, run it, print how it ended."""
+    """Train by the recipe that the first argument names, and print a summary."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        listed = "\n".join(f"  {name:<18}{recipe.text}" for name, recipe in RECIPES.items())
-        print(f"usage: van train RECIPE --out FOLDER ...\n\n{listed}\n\nvan train RECIPE --help says more. Examples:\n")
-        print("\n".join(f"  {examples[0]}" for examples in _EXAMPLES.values()))
+        entries = {name: recipe.description for name, recipe in RECIPES.items()}
+        examples = [EXAMPLES[name][0] for name in ("digits", "classify", "detect", "segment")]
+        print(format_list("van train RECIPE --out PATH [OPTIONS]", VERBS["train"], entries, examples, title="Recipes"))
+        print('\nSee "van train RECIPE --help" for the options of one.')
         return 0 if arguments else 2
     name, *rest = arguments
-    if name not in RECIPES:
-        raise UsageError(f"there is no recipe {name!r}; known: {', '.join(RECIPES)}; see van train --help")
-    recipe = RECIPES[name]
-    module = importlib.import_module(f"van.recipes.{recipe.module}")
-    settings_class = getattr(module, recipe.settings)
-    seldom = [setting for setting in _SELDOM if setting in _names_in(settings_class)]
-    rest, changes = _take_changes(rest, seldom)
-    settings = parse(
-        settings_class,
-        rest,
-        verb=f"train {name}",
-        description=f"{recipe.text}\n\nSeldom used, by --set NAME=VALUE: {', '.join(seldom)}.",
-        examples=_EXAMPLES[name],
-        default=_stored_settings(settings_class, rest),
-    )
-    settings = _changed(settings, changes)
-    summary = module.run(settings)
-    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
+    if name not in RECIPES and name not in ALIASES:
+        raise UsageError(unknown_name("recipe", name, RECIPES, RECIPE_ALIASES, of="van train"))
+    name = resolve_recipe(name)
+    settings_class = _settings_class(name)
+    rest, changes = split_set_options(rest, list_hidden_flags(settings_class))
+    settings = parse(make_command(name), rest, default=load_stored_settings(settings_class, rest))
+    settings = replace_settings(settings, changes)
+    summary = importlib.import_module(f"van.recipes.{RECIPES[name].module}").run(settings)
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes; one prints
         print_summary(settings.out, summary)
     return 0
 
 
-def _names_in(settings_class: Any) -> set[str]:
-    """The settings of a recipe and of its parts."""
-    names: set[str] = set()
-    for name, kind in get_type_hints(settings_class).items():
-        names |= _names_in(kind) if dataclasses.is_dataclass(kind) else {name}
-    return names
-
-
-def _take_changes(arguments: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Split ``--set NAME=VALUE`` off the other arguments."""
-    rest: list[str] = []
-    changes: dict[str, Any] = {}
-    remaining = iter(arguments)
-    for argument in remaining:
-        if argument != "--set" and not argument.startswith("--set="):
-            rest.append(argument)
-            continue
-        text = next(remaining, "") if argument == "--set" else argument.removeprefix("--set=")
-        name, _, value = text.partition("=")
-        name = name.replace("-", "_")
-        if name not in known:
-            raise UsageError(f"--set {name}: wanted NAME=VALUE with NAME one of {', '.join(known)}")
-        try:
-            changes[name] = _SELDOM[name](value)
-        except ValueError as error:
-            raise UsageError(f"--set {name}={value}: wanted {_WORDS[_SELDOM[name]]}") from error
-    return rest, changes
-
-
-def _changed(settings: Any, changes: dict[str, Any]) -> Any:
-    """Settings with some of their own or their parts' fields replaced."""
-    given: dict[str, Any] = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            given[field.name] = _changed(value, changes)
-        elif field.name in changes:
-            given[field.name] = changes[field.name]
-    return dataclasses.replace(settings, **given)
-
-
-def _stored_settings(settings_class: Any, arguments: Sequence[str]) -> Any:
-    """With --resume, the settings of the run in --out, so that no flag has to be repeated.
-
-    Raises:
-        UsageError: the run is one of another recipe.
-        DataError: its settings are damaged.
-    """
-    out = _out_folder(arguments)
-    if "--resume" not in arguments or out is None:
-        return None
-    path = out / "settings.json"
-    if not path.exists():
-        print(f"{out} holds no run yet: --resume starts one", file=sys.stderr)
-        return None
-    try:
-        recipe = dict(json.loads(path.read_text(encoding="utf-8"))["recipe"])
-        wanted = settings_class.__name__.removesuffix("Settings").lower()
-        if recipe.get("recipe") != wanted:
-            raise UsageError(f"{out} holds a run of {recipe.get('recipe')!r}, not of {wanted!r}")
-        return _rebuilt(settings_class, {**recipe, "out": out, "resume": True})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}); the run cannot go on, start another --out") from error
-
-
-def _out_folder(arguments: Sequence[str]) -> Path | None:
-    """What --out FOLDER or --out=FOLDER says, before any other flag is understood."""
-    given = [value for flag, value in itertools.pairwise(arguments) if flag == "--out"]
-    given += [argument.removeprefix("--out=") for argument in arguments if argument.startswith("--out=")]
-    return Path(given[-1]) if given else None
-
-
-def _rebuilt(settings_class: Any, values: dict[str, Any]) -> Any:
-    """Undo ``recipes.classification.flat``."""
-    hints = get_type_hints(settings_class)
-    given = {}
-    for field in dataclasses.fields(settings_class):
-        kind = hints[field.name]
-        if dataclasses.is_dataclass(kind):
-            given[field.name] = _rebuilt(kind, values)
-        elif field.name in values:
-            given[field.name] = _plain(kind, values[field.name])
-    return settings_class(**given)
-
-
-def _plain(kind: Any, value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(value)
-    wants_path = kind is Path or (isinstance(kind, types.UnionType) and Path in kind.__args__)
-    return Path(value) if wants_path and value is not None else value
+def _settings_class(name: str) -> Any:
+    recipe = RECIPES[name]
+    return getattr(importlib.import_module(f"van.recipes.{recipe.module}"), recipe.settings)
 
 
 def print_summary(out: Path, summary: Any) -> None:
-    """One screen: how good, how long, what was passed over, where everything lies, what next."""
-    from van.engine.fit import MOST_SHOWN
+    """Print the best metrics, time, throughput, skipped images, the files written and the next command."""
+    from van.training.trainer import MAX_METRICS_SHOWN
 
     minutes, seconds = divmod(round(summary.seconds), 60)
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in list(summary.metrics.items())[:MOST_SHOWN])
-    print(f"\nbest     {shown} (update {summary.best_update} of {summary.updates})")
-    speed = f", {summary.pictures_per_s:.0f} pictures/s in training" if summary.pictures_per_s else ""
-    print(f"time     {minutes} min {seconds} s{speed or '; nothing was left to train'}")
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in list(summary.metrics.items())[:MAX_METRICS_SHOWN])
+    throughput = f", {summary.images_per_s:.0f} images/s" if summary.images_per_s else "; the run was already complete"
+    print(f"\nbest        {shown} (update {summary.best_update} of {summary.updates})")
+    print(f"time        {minutes} min {seconds} s{throughput}")
     if summary.unreadable:
-        print(f"passed over {len(summary.unreadable)} unreadable pictures: {', '.join(list(summary.unreadable)[:5])}")
-    print(f"curves   {out / 'curves.png'}")
-    print(f"network  {out / 'best.safetensors'}")
-    print(f"next     van predict {out / 'best.safetensors'} PICTURES")
+        names = list(summary.unreadable)
+        print(f"skipped     {len(names)} unreadable images: {', '.join(names[:5])}")
+    print(f"curves      {out / 'curves.png'}")
+    print(f"checkpoint  {out / 'best.safetensors'}")
+    print(f"next        van predict {out / 'best.safetensors'} IMAGES")

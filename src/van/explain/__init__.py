@@ -1,32 +1,36 @@
-"""Why a network answers as it does: class activation maps, LKA's own attention, receptive fields, and their scores.
+"""Explanations of predictions: class activation maps, LKA attention maps, receptive fields, and their evaluation.
 
 ::
 
-    explainer.py           pictures in, answers and the maps behind them out; cam, layers, targets are its parts
-    gates.py               the attention that LKA itself computes
-    receptive_fields.py    what a cell can read (theoretical_fields) and does read
-    faithfulness.py        how far maps can be believed: deletion, pointing
+    explainer.py                 predictions with class activation maps; uses cam, layers, targets
+    lka_attention.py             the attention maps that LKA computes
+    receptive_fields.py          effective receptive fields, and theoretical ones with receptive_field_tracing
+    faithfulness.py              evaluation of maps: deletion, insertion, pointing games
 """
 
 from van.explain.cam import METHODS
 from van.explain.explainer import Explainer, Explanation
-from van.explain.faithfulness import Faithfulness, Wanted, score_maps
-from van.explain.gates import Gate, lka_gates, lka_maps
+from van.explain.faithfulness import EvaluationSample, Faithfulness, evaluate_faithfulness
 from van.explain.layers import find_layer
-from van.explain.receptive_fields import effective_fields, measure_fields, theoretical_fields
+from van.explain.lka_attention import AttentionMap, lka_attention_maps, lka_channel_maps
+from van.explain.receptive_fields import (
+    effective_receptive_fields,
+    measure_receptive_fields,
+    theoretical_receptive_fields,
+)
 
 __all__ = [
     "METHODS",
+    "AttentionMap",
+    "EvaluationSample",
     "Explainer",
     "Explanation",
     "Faithfulness",
-    "Gate",
-    "Wanted",
-    "effective_fields",
+    "effective_receptive_fields",
+    "evaluate_faithfulness",
     "find_layer",
-    "lka_gates",
-    "lka_maps",
-    "measure_fields",
-    "score_maps",
-    "theoretical_fields",
+    "lka_attention_maps",
+    "lka_channel_maps",
+    "measure_receptive_fields",
+    "theoretical_receptive_fields",
 ]

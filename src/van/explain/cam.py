@@ -1,18 +1,18 @@
-"""Class activation maps: which cells of a layer's maps raise a score. The arithmetic is pytorch-grad-cam's.
+"""Class activation maps (CAM): the cells of a layer's feature maps that raise a score, computed by pytorch-grad-cam.
 
-That library's own loop is not used. It clears the gradients of the network's parameters and leaves new ones there,
-records what other threads run through the same network, cannot read bfloat16, and scales each map to 0..1, so that a
-map of one value looks like one with a peak. Here the layer's maps and their gradients are taken by autograd alone.
+Only that library's formulas are used, not its loop. The loop clears and overwrites the gradients of the parameters,
+records calls of other threads to the same network, does not support bfloat16, and scales each map to 0..1, so that a
+constant map has the same range as one with a peak. Here activations and gradients come from autograd alone.
 
-Shapes: maps and gradients (N, C, h, w); a class activation map (N, h, w), at least 0.
+Shapes: activations and gradients (N, C, h, w); a class activation map (N, h, w), nonnegative.
 Sources: Grad-CAM, Selvaraju et al. 2017, arXiv:1610.02391; Grad-CAM++, Chattopadhay et al. 2018, arXiv:1710.11063;
 Layer-CAM, Jiang et al. 2021, doi:10.1109/TIP.2021.3089943; Eigen-CAM, Muhammad and Yeasin 2020, arXiv:2008.00299;
 XGrad-CAM, Fu et al. 2020, arXiv:2008.02312.
 
-A stage of VAN ends with a LayerNorm of each cell, which takes no notice of a cell's scale: before it, gradient times
-map adds up to 0 over the channels of every cell, whatever it shows. HiResCAM, which is that sum, is left out for it,
-and what else multiplies cell by cell (``CELL_BY_CELL``) tells more of a class behind the norm. Grad-CAM tells more
-before it. docs/explain.md has the figures.
+A stage of VAN ends with a LayerNorm over the channels of each cell, which is invariant to the cell's scale. Before it,
+gradient times activation sums to 0 over the channels of every cell. HiResCAM is that sum, and therefore not included;
+the other methods that multiply elementwise (``ELEMENTWISE``) are more faithful after the norm, Grad-CAM before it.
+docs/explainability.md has the measurements.
 """
 
 import threading
@@ -34,84 +34,88 @@ METHODS = {
     "eigen-cam": "EigenCAM",
     "xgrad-cam": "XGradCAM",
 }
-"""Ours and pytorch-grad-cam's names of the methods."""
-CELL_BY_CELL = ("layer-cam", "xgrad-cam")
-"""Methods that multiply each cell of a map with its own gradient."""
-_MOST_CELLS_OF_EIGEN_CAM = 5_000
-"""Its decomposition holds the square of that number: 100 MB."""
+"""Names of the methods here and in pytorch-grad-cam."""
+ELEMENTWISE = ("layer-cam", "xgrad-cam")
+"""Methods that multiply each activation with its own gradient."""
+_MAX_EIGEN_CAM_CELLS = 5_000
+"""The singular value decomposition needs memory for the square of that number: 100 MB."""
 
 
 @contextmanager
-def recorded(layer: Layer) -> Generator[list[Tensor], None, None]:
-    """Collect what a layer gives, as maps whose gradients can be asked for, while the block runs.
+def record_activations(layer: Layer) -> Generator[list[Tensor], None, None]:
+    """Record the outputs of a layer, with gradients enabled, while the ``with`` block runs.
 
-    Only calls of this thread are recorded, so that others may use the network meanwhile. The layer is left as it was,
-    whatever happens in the block.
+    Only calls of this thread are recorded, so that other threads may use the network meanwhile. The hook is removed
+    in any case.
     """
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     owner = threading.get_ident()
 
     def record(module: nn.Module, arguments: Any, output: Any) -> Any:
         if threading.get_ident() != owner:
             return None
         if isinstance(output, Tensor) and not output.requires_grad and torch.is_grad_enabled():
-            output = output.detach().requires_grad_()  # the network is frozen up to here
-        maps = layer.maps(output)
-        found.append(output)
-        assert maps is not None
+            output = output.detach().requires_grad_()  # all parameters up to here are frozen
+        layer.to_maps(output)  # raises where the output is no feature map
+        outputs.append(output)
         return output
 
     handle = layer.module.register_forward_hook(record)
     try:
-        yield found
+        yield outputs
     finally:
         handle.remove()
 
 
 def activation_map(method: str, layer: Layer, output: Tensor, score: Tensor, network: nn.Module) -> np.ndarray:
-    """The map (N, h, w) of one score for each of N pictures.
+    """Return the class activation map (N, h, w) of one score for each of N images.
 
     Args:
         method: one of ``METHODS``.
-        layer: whose maps they are.
-        output: what the layer gave, recorded by ``recorded``.
-        score: a scalar that the network computed from it: the sum over the pictures, each of which counts for itself.
-        network: the whole of it.
+        layer: the layer that gave ``output``.
+        output: the layer's output, recorded by ``record_activations``.
+        score: a scalar computed from it: the sum of the scores of independent images.
+        network: the whole network.
 
     Raises:
         ShapeError: the score does not depend on the layer, or the map is too large for the method.
-        UsageError: there is no such method.
+        UsageError: the method is unknown.
         MissingExtra: pytorch-grad-cam is not installed.
     """
-    arithmetic = _arithmetic(method, network)
-    maps = _plain(layer.maps(output))
-    cells = maps.shape[2] * maps.shape[3]
-    if method == "eigen-cam" and cells > _MOST_CELLS_OF_EIGEN_CAM:
-        raise ShapeError(f"eigen-cam of {cells:,} cells would need {cells**2 / 2.5e8:.1f} GB; choose a deeper layer")
+    cam = _create_cam(method, network)
+    activations = _to_numpy(layer.to_maps(output))
+    cells = activations.shape[2] * activations.shape[3]
+    if method == "eigen-cam" and cells > _MAX_EIGEN_CAM_CELLS:
+        raise ShapeError(
+            f"eigen-cam: expected at most {_MAX_EIGEN_CAM_CELLS:,} cells, got {cells:,} in layer {layer.name}; "
+            f"they need {cells**2 / 2.5e8:.1f} GB of memory; choose a deeper layer"
+        )
     (gradient,) = torch.autograd.grad(score, output, retain_graph=True, allow_unused=True)
     if gradient is None:
-        raise ShapeError(f"the score does not depend on layer {layer.name}; choose another layer")
-    return _weighed(arithmetic, method, maps, _plain(layer.maps(gradient)))
+        raise ShapeError(f"layer {layer.name}: the score does not depend on its output; choose another layer")
+    return _weight_activations(cam, method, activations, _to_numpy(layer.to_maps(gradient)))
 
 
-def _weighed(arithmetic: Any, method: str, maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
-    signed = arithmetic.get_cam_image(None, None, None, maps, gradients, False)
-    if method == "eigen-cam":  # a principal component has no sign of its own: its largest value is made positive
+def _weight_activations(cam: Any, method: str, activations: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """Return the positive part of the weighted sum over channels, (N, h, w) float32."""
+    signed = cam.get_cam_image(None, None, None, activations, gradients, False)
+    if method == "eigen-cam":
+        # The sign of a principal component is arbitrary: make the value with the largest magnitude positive.
         largest = np.abs(signed).reshape(len(signed), -1).argmax(axis=1)
         signs = np.sign(signed.reshape(len(signed), -1)[np.arange(len(signed)), largest])
         signed = signed * signs[:, None, None]
     return np.maximum(signed, 0).astype(np.float32)
 
 
-def _plain(values: Tensor) -> np.ndarray:
+def _to_numpy(values: Tensor) -> np.ndarray:
     values = values.detach().cpu()
     return (values if values.dtype == torch.float64 else values.float()).numpy()
 
 
-def _arithmetic(method: str, network: nn.Module) -> Any:
-    """pytorch-grad-cam's object for a method, which is given no layer to hook."""
+def _create_cam(method: str, network: nn.Module) -> Any:
+    """Create pytorch-grad-cam's object for a method, without target layers, so that it adds no hooks."""
     if method not in METHODS:
-        raise UsageError(f"there is no method {method!r}; known: {', '.join(METHODS)}")
+        raise UsageError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     try:
         import pytorch_grad_cam
     except ImportError as error:

@@ -1,6 +1,6 @@
-"""Pictures in, answers and the maps behind them out.
+"""Predictions with class activation maps.
 
-Shapes: a map is (h, w) at the resolution of its layer, and lies in the pixels of the original picture.
+Shapes: a map is (h, w) at the resolution of its layer; its extent is in pixels of the original image.
 """
 
 import dataclasses
@@ -13,231 +13,254 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from van.errors import PictureError, UsageError
-from van.explain.cam import CELL_BY_CELL, METHODS, activation_map, recorded
+from van.errors import ImageError, UsageError
+from van.explain.cam import ELEMENTWISE, METHODS, activation_map, record_activations
 from van.explain.layers import Layer, find_layer
-from van.explain.targets import Target, class_indices, class_maps, of_boxes, of_classes, of_regions
-from van.models.load import Loaded, in_channels_last, load, usable_device
+from van.explain.targets import (
+    Target,
+    class_score_maps,
+    classification_targets,
+    detection_targets,
+    resolve_class_indices,
+    segmentation_targets,
+)
+from van.images import Box, ImageInput, open_images, read_chunks
+from van.models.load import LoadedModel, load, resolve_device, to_channels_last
 from van.models.van import VAN
-from van.pictures import Picture, Window, open_pictures, read_chunks
-from van.results import Boxes, Classes, Masks
-from van.results.heat import HeatMap
-from van.results.sheets import beside
-from van.tasks.base import Frame, Task
+from van.predictions import Classification, Detections, Segmentation
+from van.tasks.base import ImageMeta, Task
 from van.tasks.build import make_task
+from van.visualization.heatmap import Heatmap
+from van.visualization.image_grid import concat_horizontally
 
 _STRIDES = (64, 32, 16, 8, 4, 2, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Explanation:
-    """What a network says of a picture, and a map for each class or thing that was asked for.
+    """The prediction for an image, and a heatmap for each class or detection that was explained.
 
-    ``maps`` is empty where nothing was found.
+    ``maps`` is empty if nothing was detected.
     """
 
-    answer: Classes | Boxes | Masks
-    maps: tuple[HeatMap, ...]
+    prediction: Classification | Detections | Segmentation
+    maps: tuple[Heatmap, ...]
 
     @property
     def name(self) -> str:
-        """The picture's path or other name."""
-        return self.answer.name
+        """Path or other name of the image."""
+        return self.prediction.name
 
-    def draw(self, picture: Image.Image) -> Image.Image:
-        """The maps over copies of ``picture``, side by side; the answer, where there are none."""
-        return beside([found.draw(picture) for found in self.maps]) if self.maps else self.answer.draw(picture)
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Return the maps over copies of ``image``, side by side; the drawn prediction if there are none."""
+        return (
+            concat_horizontally([heatmap.draw(image) for heatmap in self.maps])
+            if self.maps
+            else self.prediction.draw(image)
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: the answer's, and those of the maps."""
-        return {**self.answer.to_dict(), "maps": [found.to_dict() for found in self.maps]}
+        """Return JSON-serializable values of the prediction, and of the maps under ``maps``."""
+        return {**self.prediction.to_dict(), "maps": [heatmap.to_dict() for heatmap in self.maps]}
 
 
 class Explainer:
-    """Says which parts of a picture an answer rests on.
+    """Computes class activation maps of a network's predictions.
 
-    The network is left as it is: its hooks, its mode, its parameters' gradients. Several threads may ask at once.
+    Hooks, mode and parameter gradients of the network are not changed. Thread-safe.
 
     Args:
-        loaded: what ``van.models.load.load`` gave; most callers use ``Explainer.load``.
-        device: where to run; the GPU where there is one if None or ``auto``.
+        loaded: the result of ``van.models.load.load``; most callers use ``Explainer.load``.
+        device: the device to run on; if None or ``auto``, the GPU if available.
 
     Raises:
-        UsageError: the network has no classes, or the device is not here.
+        UsageError: the network has no classes, or the device is not available.
     """
 
-    def __init__(self, loaded: Loaded, *, device: str | torch.device | None = None) -> None:
-        loaded.want_answers()
-        self.device = usable_device(device)
-        self.model: nn.Module = in_channels_last(loaded.model.eval(), self.device)
+    def __init__(self, loaded: LoadedModel, *, device: str | torch.device | None = None) -> None:
+        loaded.check_can_predict()
+        self.device = resolve_device(device)
+        self.model: nn.Module = to_channels_last(loaded.model.eval(), self.device)
         self.preprocess = loaded.preprocess
-        self.labels = loaded.labels
+        self.class_names = loaded.class_names
         self.notes = loaded.notes
         self.name = loaded.name
-        self.task: Task = make_task(loaded.task, loaded.labels, loaded.task_options)
+        self.task: Task = make_task(loaded.task, loaded.class_names, loaded.task_options)
 
     @classmethod
     def load(cls, source: str | Path, *, device: str | torch.device | None = None) -> "Explainer":
-        """Load from a checkpoint, a public weights file, or a model name such as ``van_b2``.
+        """Load a checkpoint, a public weights file, or a model by name, such as ``van_b2``.
 
         Raises:
-            CheckpointError: the file cannot be used.
+            CheckpointError: the file is invalid.
             HubError: the weights cannot be downloaded.
-            UsageError: there is no file and no model of that name; or see ``Explainer``.
+            UsageError: no file or model has that name; or see ``Explainer``.
         """
         return cls(load(source), device=device)
 
     @overload
     def __call__(
         self,
-        pictures: Picture,
+        images: ImageInput,
         *,
         classes: Sequence[str | int] | None = None,
         top: int = 1,
-        box: Window | None = None,
+        box: Box | None = None,
         method: str | None = None,
         layer: str | None = None,
     ) -> Explanation: ...
     @overload
     def __call__(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[ImageInput],
         *,
         classes: Sequence[str | int] | None = None,
         top: int = 1,
-        box: Window | None = None,
+        box: Box | None = None,
         method: str | None = None,
         layer: str | None = None,
     ) -> list[Explanation]: ...
 
     def __call__(
         self,
-        pictures: Picture | Iterable[Picture],
+        images: ImageInput | Iterable[ImageInput],
         *,
         classes: Sequence[str | int] | None = None,
         top: int = 1,
-        box: Window | None = None,
+        box: Box | None = None,
         method: str | None = None,
         layer: str | None = None,
     ) -> Explanation | list[Explanation]:
-        """Explain one picture, or several in their order.
+        """Explain one image, or several in order.
 
         Args:
-            pictures: paths, file contents or PIL pictures.
-            classes: which classes to explain, by name or number; if None what the network says: its most probable
-                classes, largest regions or surest things.
-            top: how many of those.
-            box: detection: explain the found thing that is nearest to this rectangle of the picture.
-            method: one of ``van.explain.cam.METHODS``. If None it is Grad-CAM for classes, and for things and regions
-                Layer-CAM: Grad-CAM gives a channel one weight for the whole picture, so that its map of one thing
-                lights up other places, too.
-            layer: see ``find_layer``. If None the last block of stage 4, or on small pictures of an earlier stage; for
-                the methods of ``CELL_BY_CELL`` and classes the LayerNorm behind it.
+            images: paths, file contents or PIL images.
+            classes: the classes to explain, by name or index; if None the predicted ones: those with the highest
+                scores, the largest segments or the best detections.
+            top: number of predicted classes or detections to explain.
+            box: detection: explain the detection that overlaps this box of the image most.
+            method: one of ``van.explain.cam.METHODS``. If None, Grad-CAM for classification, and Layer-CAM for
+                detection and segmentation: Grad-CAM weights a channel equally over the whole image, so that the map
+                of one object includes others.
+            layer: see ``find_layer``. If None, the last block of stage 4, or of an earlier stage for small inputs; for
+                the methods of ``ELEMENTWISE`` and classification, the LayerNorm after it.
 
         Raises:
-            PictureError: a picture cannot be read.
-            UsageError: there is no such class, thing, method or layer; or a picture is something else, an array say.
+            ImageError: an image cannot be read.
+            UsageError: class, box, method or layer is unknown; or an image has an unsupported type, such as an array.
         """
-        if isinstance(pictures, Picture):
-            return self([pictures], classes=classes, top=top, box=box, method=method, layer=layer)[0]
-        return self._answers(open_pictures(pictures), classes=classes, top=top, box=box, method=method, layer=layer)
+        if isinstance(images, ImageInput):
+            return self([images], classes=classes, top=top, box=box, method=method, layer=layer)[0]
+        return self._explain_all(open_images(images), classes=classes, top=top, box=box, method=method, layer=layer)
 
-    def _answers(
+    def _explain_all(
         self,
         named: Sequence[tuple[str, Image.Image]],
         *,
         classes: Sequence[str | int] | None = None,
         top: int = 1,
-        box: Window | None = None,
+        box: Box | None = None,
         method: str | None = None,
         layer: str | None = None,
     ) -> list[Explanation]:
         if method is None:
             method = "grad-cam" if self.task.name == "classify" else "layer-cam"
-        self._check(method, top, box)
-        wanted = None if classes is None else class_indices(self.labels, classes)
+        self._check_arguments(method, top, box)
+        indices = None if classes is None else resolve_class_indices(self.class_names, classes)
         if self.task.name == "classify":
-            return self._explain(named, wanted, top, box, method, layer) if named else []
-        return [self._explain([one], wanted, top, box, method, layer)[0] for one in named]  # sizes differ
+            return self._explain_batch(named, indices, top, box, method, layer) if named else []
+        # Images of detection and segmentation differ in size, so they are explained one at a time.
+        return [self._explain_batch([one], indices, top, box, method, layer)[0] for one in named]
 
     def stream(
-        self, paths: Iterable[Path | str], *, batch_size: int = 8, methods: Sequence[str | None] = (None,), **asked: Any
-    ) -> Iterator[tuple[Image.Image, Explanation] | PictureError]:
-        """Explain many files in batches, in order; an unreadable one gives its error.
+        self,
+        paths: Iterable[Path | str],
+        *,
+        batch_size: int = 8,
+        methods: Sequence[str | None] = (None,),
+        **options: Any,
+    ) -> Iterator[tuple[Image.Image, Explanation] | ImageError]:
+        """Explain many files in batches, in order; yield the error of an unreadable file in its place.
 
         Args:
-            paths: of the pictures.
-            batch_size: pictures at once.
-            methods: the maps of each of them, one after the other.
-            asked: ``classes``, ``top``, ``box`` and ``layer``, as in ``__call__``.
+            paths: paths of the images.
+            batch_size: images in a batch.
+            methods: the methods whose maps each explanation has, in this order.
+            options: ``classes``, ``top``, ``box`` and ``layer``, as in ``__call__``.
 
         Returns:
-            Each picture with its explanation.
+            An iterator of each image with its explanation.
 
         Raises:
             UsageError: ``batch_size`` is less than 1.
         """
         if batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}; wanted at least 1")
-        return self._stream(paths, batch_size, methods, asked)
+            raise UsageError(f"batch_size: expected at least 1, got {batch_size}")
+        return self._stream(paths, batch_size, methods, options)
 
     def _stream(
-        self, paths: Iterable[Path | str], batch_size: int, methods: Sequence[str | None], asked: Mapping[str, Any]
-    ) -> Iterator[tuple[Image.Image, Explanation] | PictureError]:
+        self, paths: Iterable[Path | str], batch_size: int, methods: Sequence[str | None], options: Mapping[str, Any]
+    ) -> Iterator[tuple[Image.Image, Explanation] | ImageError]:
         for chunk in read_chunks(paths, batch_size):
-            readable = [(name, picture) for name, picture in chunk if not isinstance(picture, PictureError)]
-            each = [self._answers(readable, method=method, **asked) for method in methods]
-            whole = map(_together, zip(*each, strict=True))
-            for _, picture in chunk:
-                yield picture if isinstance(picture, PictureError) else (picture, next(whole))
+            readable = [(name, image) for name, image in chunk if not isinstance(image, ImageError)]
+            by_method = [self._explain_all(readable, method=method, **options) for method in methods]
+            merged = map(_merge_methods, zip(*by_method, strict=True))
+            for _, image in chunk:
+                yield image if isinstance(image, ImageError) else (image, next(merged))
 
-    def _check(self, method: str, top: int, box: Window | None) -> None:
+    def _check_arguments(self, method: str, top: int, box: Box | None) -> None:
         if method not in METHODS:
-            raise UsageError(f"there is no method {method!r}; known: {', '.join(METHODS)}")
+            raise UsageError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
         if top < 1:
-            raise UsageError(f"top is {top}; wanted at least 1")
+            raise UsageError(f"top: expected at least 1, got {top}")
         if box is not None and self.task.name not in ("detect", "instances"):
-            raise UsageError(f"a box is for networks that find things; this one's task is {self.task.name}")
+            raise UsageError(f"box: expected a detector (detect or instances), got a network of task {self.task.name}")
         if box is not None and not (len(box) == 4 and box[0] < box[2] and box[1] < box[3]):
-            raise UsageError(f"box is {tuple(box)}; wanted left, top, right, bottom, in pixels of the picture")
+            raise UsageError(f"box: expected left < right and top < bottom, in pixels of the image, got {tuple(box)}")
 
-    def _explain(
+    def _explain_batch(
         self,
         named: Sequence[tuple[str, Image.Image]],
-        wanted: Sequence[int] | None,
+        classes: Sequence[int] | None,
         top: int,
-        box: Window | None,
+        box: Box | None,
         method: str,
         layer_name: str | None,
     ) -> list[Explanation]:
         weight = next(self.model.parameters())
-        tensors = [self.preprocess(picture).to(weight.dtype) for _, picture in named]
-        frames = [
-            Frame(name, (picture.height, picture.width), (tensor.shape[1], tensor.shape[2]))
-            for (name, picture), tensor in zip(named, tensors, strict=True)
+        tensors = [self.preprocess(image).to(weight.dtype) for _, image in named]
+        image_metas = [
+            ImageMeta(name, (image.height, image.width), (tensor.shape[1], tensor.shape[2]))
+            for (name, image), tensor in zip(named, tensors, strict=True)
         ]
-        layer = self._layer(layer_name, method, min(frames[0].seen))
-        with torch.inference_mode(mode=False), torch.enable_grad(), recorded(layer) as records:
-            outputs = self._outputs(tensors)
+        layer = self._choose_layer(layer_name, method, min(image_metas[0].input_size))
+        with torch.inference_mode(mode=False), torch.enable_grad(), record_activations(layer) as records:
+            outputs = self._forward(tensors)
             if len(records) != 1:
-                raise UsageError(f"layer {layer.name} runs {len(records)} times in a picture; choose another layer")
-            answers = self.task.decode(_detached(outputs), frames)
-            targets = self._targets(outputs, answers, frames, wanted, top, box)
-            maps = [self._maps(method, layer, records[0], one) for one in _in_turn(targets)]
-        found = []
-        for place, (answer, frame, mine) in enumerate(zip(answers, frames, targets, strict=True)):
-            heat = [self._heat(maps[number][place], target, frame, method, layer) for number, target in enumerate(mine)]
-            found.append(Explanation(answer=answer, maps=tuple(heat)))
-        return found
+                raise UsageError(
+                    f"layer {layer.name}: expected 1 call per image, got {len(records)}; choose another layer"
+                )
+            predictions = self.task.decode(_detach(outputs), image_metas)
+            targets = self._targets(outputs, predictions, image_metas, classes, top, box)
+            # Images are independent, so one backward pass yields the maps of the n-th target of all images.
+            maps = [self._activation_maps(method, layer, records[0], one) for one in zip(*targets, strict=True)]
+        explanations = []
+        for place, (prediction, image_meta) in enumerate(zip(predictions, image_metas, strict=True)):
+            heatmaps = [
+                self._to_heatmap(maps[rank][place], target, image_meta, method, layer)
+                for rank, target in enumerate(targets[place])
+            ]
+            explanations.append(Explanation(prediction=prediction, maps=tuple(heatmaps)))
+        return explanations
 
-    def _layer(self, name: str | None, method: str, side_px: int) -> Layer:
-        """The layer of that name; if None the one where the method tells most."""
-        layer = find_layer(self.model, name, side_px=side_px)
-        if name is None and method in CELL_BY_CELL and self.task.name == "classify" and isinstance(layer.network, VAN):
+    def _choose_layer(self, name: str | None, method: str, input_size: int) -> Layer:
+        """Return the layer of that name; if None, the one where the method is most faithful."""
+        layer = find_layer(self.model, name, input_size=input_size)
+        if name is None and method in ELEMENTWISE and self.task.name == "classify" and isinstance(layer.network, VAN):
             return find_layer(self.model, layer.name.replace("stage", "norm"))
         return layer
 
-    def _outputs(self, tensors: Sequence[Tensor]) -> Any:
+    def _forward(self, tensors: Sequence[Tensor]) -> Any:
         batch = self.task.stack(tensors)
         if isinstance(batch, Tensor):
             return self.model(batch.to(self.device, memory_format=torch.channels_last))
@@ -246,74 +269,72 @@ class Explainer:
     def _targets(
         self,
         outputs: Any,
-        answers: Sequence[Any],
-        frames: Sequence[Frame],
-        wanted: Sequence[int] | None,
+        predictions: Sequence[Any],
+        image_metas: Sequence[ImageMeta],
+        classes: Sequence[int] | None,
         top: int,
-        box: Window | None,
+        box: Box | None,
     ) -> list[list[Target]]:
-        """For each picture what is to be explained."""
+        """Return the targets of each image."""
         if self.task.name == "classify":
-            return of_classes(outputs.float(), answers, wanted, top)
+            return classification_targets(outputs.float(), predictions, classes, top)
         if self.task.name in ("detect", "instances"):
-            return [of_boxes(outputs[0], answers[0], frames[0], wanted, top, box)]
-        return [of_regions(class_maps(outputs[0]), answers[0], wanted, top)]
+            return [detection_targets(outputs[0], predictions[0], image_metas[0], classes, top, box)]
+        return [segmentation_targets(class_score_maps(outputs[0]), predictions[0], classes, top)]
 
-    def _maps(self, method: str, layer: Layer, record: Tensor, targets: Sequence[Target]) -> np.ndarray:
-        """(N, h, w) of one target in each picture."""
+    def _activation_maps(self, method: str, layer: Layer, record: Tensor, targets: Sequence[Target]) -> np.ndarray:
+        """Return the maps (N, h, w) of one target in each image."""
         score = torch.stack([target.score for target in targets]).sum()
         return activation_map(method, layer, record, score, self.model)
 
-    def _heat(self, cells: np.ndarray, target: Target, frame: Frame, method: str, layer: Layer) -> HeatMap:
-        seen = self.preprocess.window(frame.size)
-        return HeatMap(
-            cells=cells,
-            covers=_covered(cells.shape, layer.stride, frame.seen, seen),
-            seen=seen,
-            size=frame.size,
+    def _to_heatmap(
+        self, values: np.ndarray, target: Target, image_meta: ImageMeta, method: str, layer: Layer
+    ) -> Heatmap:
+        crop_box = self.preprocess.crop_box(image_meta.original_size)
+        return Heatmap(
+            values=values,
+            extent=_map_extent(values.shape, layer.stride, image_meta.input_size, crop_box),
+            crop_box=crop_box,
+            image_size=image_meta.original_size,
             method=method,
             layer=layer.name,
-            label=self.labels[target.index],
-            score=target.certainty,
+            label=self.class_names[target.index],
+            score=target.confidence,
             box=target.box,
             index=target.index,
-            name=frame.name,
+            name=image_meta.name,
         )
 
 
-def _together(several: Sequence[Explanation]) -> Explanation:
-    """One picture's explanations by several methods as one."""
-    return dataclasses.replace(several[0], maps=tuple(found for one in several for found in one.maps))
+def _merge_methods(explanations: Sequence[Explanation]) -> Explanation:
+    """Merge the explanations of one image by several methods."""
+    maps = tuple(heatmap for explanation in explanations for heatmap in explanation.maps)
+    return dataclasses.replace(explanations[0], maps=maps)
 
 
-def _in_turn(targets: Sequence[Sequence[Target]]) -> list[list[Target]]:
-    """The first target of every picture, then the second, ...; all have as many."""
-    return [list(turn) for turn in zip(*targets, strict=True)]
-
-
-def _detached(outputs: Any) -> Any:
+def _detach(outputs: Any) -> Any:
     if isinstance(outputs, Tensor):
         return outputs.detach()
     if isinstance(outputs, Mapping):
-        return {name: _detached(value) for name, value in outputs.items()}
-    return [_detached(value) for value in outputs]
+        return {name: _detach(value) for name, value in outputs.items()}
+    return [_detach(value) for value in outputs]
 
 
-def _covered(cells: tuple[int, ...], stride: int | None, seen: tuple[int, int], window: Window) -> Window:
-    """The rectangle of the picture that a layer's cells fill, each as wide as the layer's stride.
+def _map_extent(map_size: tuple[int, ...], stride: int | None, input_size: tuple[int, int], crop_box: Box) -> Box:
+    """Return the rectangle of the original image that a layer's cells fill.
 
-    They begin at the upper left corner of what the network sees, and reach over its right and lower edge where that
-    is no multiple of the stride, or where the network has padded.
+    The cells start at the upper left corner of the network's input. They reach over its right and lower edge where its
+    size is not a multiple of the stride, or where the network pads.
 
     Args:
-        cells: rows and columns of the map.
-        stride: of the cells in pixels that the network sees; the largest that gives so many if None.
-        seen: rows and columns of the picture that the network sees.
-        window: where that lies in the original picture.
+        map_size: height and width of the map.
+        stride: stride of the cells in pixels of the input; if None, the largest that results in this map size.
+        input_size: height and width of the network's input.
+        crop_box: the rectangle of the original image that is the network's input.
     """
-    left, top, right, bottom = window
+    left, top, right, bottom = crop_box
     spans = []
-    for count, pixels in zip(cells, seen, strict=True):
-        fitting = [stride] if stride else [step for step in _STRIDES if -(-pixels // step) == count]
-        spans.append(count * fitting[0] / pixels if fitting else 1.0)
+    for count, pixels in zip(map_size, input_size, strict=True):
+        candidates = [stride] if stride else [step for step in _STRIDES if -(-pixels // step) == count]
+        spans.append(count * candidates[0] / pixels if candidates else 1.0)
     return left, top, left + (right - left) * spans[1], top + (bottom - top) * spans[0]

@@ -1,9 +1,9 @@
-"""How faithful maps are, in numbers over many pictures, with a random map beside them as control.
+"""Faithfulness of attribution methods over many images, with a random map as control.
 
-For each method: deletion (lower is better) and insertion (higher is better), see ``van.explain.deletion``, of networks
-that classify; the pointing game and the share of mass (both higher is better), see ``van.explain.pointing``, where
-boxes or masks of the class are given. The control has random cells, as many as the first method's map and between them
-as smooth: what a map is worth that knows nothing of the picture.
+For each method: deletion (lower is better) and insertion (higher is better) of classifiers, see
+``van.explain.deletion``; the pointing game and its energy-based variant (higher is better), see
+``van.explain.pointing``, where boxes or masks of the class are annotated. The control has random values at the
+resolution of the first method's map: the score of a map that is independent of the image.
 """
 
 import dataclasses
@@ -16,185 +16,191 @@ from PIL import Image
 from torch import Tensor, nn
 
 from van.errors import UsageError
-from van.explain.deletion import DeletionSettings, deletion_and_insertion, on_input
+from van.explain.deletion import DeletionSettings, deletion_and_insertion_curves, resize_to_input
 from van.explain.explainer import Explainer
-from van.explain.pointing import energy_share, pointing_game, region_of
-from van.models.deploy import can_fuse, fuse
-from van.results.heat import HeatMap
+from van.explain.pointing import energy_pointing_game, pointing_game, rasterize_region
+from van.models.fusion import can_fuse, fuse
+from van.visualization.heatmap import Heatmap
 
 CONTROL = "random"
 """The name of the control among the methods."""
-MEASURES = {"deletion": "lower", "insertion": "higher", "pointing": "higher", "energy": "higher"}
-"""What is measured, and which way is better."""
+METRICS = {"deletion": "lower", "insertion": "higher", "pointing_game": "higher", "energy_pointing_game": "higher"}
+"""The metrics, and whether a lower or a higher value is better."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FaithfulnessSettings:
-    """How maps are scored."""
+    """Settings of the evaluation."""
 
     deletion: DeletionSettings = DeletionSettings()
     tolerance: float = 0.03
-    """Pointing game: how far from the thing still counts, as a share of the picture's longer side; in the paper 15
-    pixels of some 500."""
+    """Pointing game: maximum distance from the object, as a fraction of the image's longer side; in the paper 15 of
+    about 500 pixels."""
     seed: int = 0
-    """Draws the control."""
+    """Seed of the control."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
-            raise UsageError(f"tolerance is {self.tolerance!r}; wanted a number, at least 0")
+            raise UsageError(f"tolerance: expected a finite number, at least 0, got {self.tolerance!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Wanted:
-    """A picture, and the class whose map is scored.
+class EvaluationSample:
+    """An image and the class whose map is evaluated.
 
     Args:
-        label: the class's place in the network's label list.
-        boxes: (K, 4) left, top, right, bottom of the class's things, in pixels of the picture.
-        masks: (K, rows, columns) bool of the class's things; with boxes, both together.
+        label: the class's index in the network's class names.
+        boxes: (K, 4) left, top, right, bottom of the class's objects, in pixels of the image.
+        masks: (K, H, W) bool of the class's objects; combined with boxes if both are given.
     """
 
-    picture: Image.Image
+    image: Image.Image
     label: int
     boxes: np.ndarray | None = None
     masks: np.ndarray | None = None
 
-    def region(self) -> np.ndarray | None:
-        """(rows, columns) bool: where the class is; None where nothing says so.
+    def target_region(self) -> np.ndarray | None:
+        """Return the pixels of the class, (H, W) bool; None without boxes and masks.
 
         Raises:
-            ShapeError: see ``region_of``.
+            ShapeError: see ``rasterize_region``.
         """
         if self.boxes is None and self.masks is None:
             return None
-        return region_of((self.picture.height, self.picture.width), boxes=self.boxes, masks=self.masks)
+        return rasterize_region((self.image.height, self.image.width), boxes=self.boxes, masks=self.masks)
 
 
 class Score(NamedTuple):
-    """A measure over pictures; the standard error is None where there are fewer than two."""
+    """A metric over images; the standard error is None for a single image."""
 
     mean: float
     standard_error: float | None
-    pictures: int
+    num_images: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Faithfulness:
-    """The scores of each method.
+    """The results of each method.
 
     Args:
-        scores: by method, then by measure; a measure that no picture allowed is absent.
-        curves: by method, then for deletion and insertion: the mean probability (steps + 1,).
-        layers: of which each method's map is.
-        passed_over: pictures that no method gave a map for.
+        scores: by method, then by metric; a metric that no image allowed is absent.
+        curves: by method, then for deletion and insertion: the mean score of the class (steps + 1,).
+        layers: the layer of each method's maps.
+        skipped: number of images without a detection of the class.
     """
 
     scores: Mapping[str, Mapping[str, Score]]
     curves: Mapping[str, Mapping[str, np.ndarray]]
     settings: FaithfulnessSettings
     layers: Mapping[str, str]
-    passed_over: int = 0
+    skipped: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return JSON-serializable values."""
         return {
             "layers": dict(self.layers),
             "settings": dataclasses.asdict(self.settings),
-            "passed_over": self.passed_over,
+            "skipped": self.skipped,
             "scores": {
-                method: {measure: score._asdict() for measure, score in found.items()}
-                for method, found in self.scores.items()
+                method: {metric: score._asdict() for metric, score in scores.items()}
+                for method, scores in self.scores.items()
             },
             "curves": {
-                method: {name: curve.tolist() for name, curve in found.items()} for method, found in self.curves.items()
+                method: {name: curve.tolist() for name, curve in curves.items()}
+                for method, curves in self.curves.items()
             },
         }
 
 
-def score_maps(
+def evaluate_faithfulness(
     explainer: Explainer,
-    items: Iterable[Wanted],
+    samples: Iterable[EvaluationSample],
     methods: Sequence[str],
     *,
     layer: str | None = None,
     settings: FaithfulnessSettings | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Faithfulness:
-    """Score the maps of several methods, and the control, on the same pictures.
+    """Evaluate the maps of several methods, and the control, on the same images.
 
-    Detectors are scored by pointing alone, by the map of the surest thing of the class; pictures in which they find
-    none are passed over.
+    Detectors are evaluated by the pointing games only, with the map of the best detection of the class; images without
+    one are skipped.
 
     Args:
-        explainer: makes the maps.
-        items: pictures and classes, read one at a time.
+        explainer: computes the maps.
+        samples: images and classes, read one at a time.
         methods: some of ``van.explain.cam.METHODS``.
         layer: see ``find_layer``.
-        progress: told after each picture how many are done.
+        progress: called after each image with the number of images done.
 
     Raises:
-        ShapeError: boxes or masks do not fit their picture.
-        UsageError: there are no items or no methods, a method is there twice or unknown, or nothing can be scored:
-            the network does not classify and no item says where its class is.
+        ShapeError: boxes or masks do not fit their image.
+        UsageError: there are no samples or no methods, a method is repeated or unknown, or no metric applies: the
+            network is no classifier and no sample has boxes or masks.
     """
     settings = settings or FaithfulnessSettings()
     _check_methods(methods)
     values: dict[str, dict[str, list[float]]] = {method: {} for method in (*methods, CONTROL)}
     curves: dict[str, dict[str, list[np.ndarray]]] = {method: {} for method in values}
     random = np.random.default_rng(settings.seed)
-    done, passed_over, layers = 0, 0, {}
+    done, skipped, layers = 0, 0, {}
     network = fuse(explainer.model) if can_fuse(explainer.model) else explainer.model
-    for item in items:
-        region = item.region()
-        maps = _maps(explainer, item, methods, layer, random)
-        for method, heat in maps.items():
-            _point(values[method], heat, region, settings)
+    for sample in samples:
+        region = sample.target_region()
+        maps = _compute_maps(explainer, sample, methods, layer, random)
+        for method, heatmap in maps.items():
+            _add_pointing(values[method], heatmap, region, settings)
             if explainer.task.name == "classify":
-                seen = explainer.preprocess(item.picture)
-                _delete(values[method], curves[method], network, seen, heat, item.label, settings)
-        passed_over += not maps
-        layers |= {method: heat.layer for method, heat in maps.items()}
+                image = explainer.preprocess(sample.image)
+                _add_deletion(values[method], curves[method], network, image, heatmap, sample.label, settings)
+        skipped += not maps
+        layers |= {method: heatmap.layer for method, heatmap in maps.items()}
         done += 1
         if progress is not None:
             progress(done)
     if not any(values[CONTROL].values()):
-        wanted = "a network that classifies, or boxes or masks of classes that it finds"
-        raise UsageError(f"nothing can be scored in {done} pictures; wanted {wanted}")
-    means = {m: {name: np.mean(each, axis=0) for name, each in found.items()} for m, found in curves.items()}
+        raise UsageError(
+            f"no metric applies to {done} images; expected a classifier, or boxes or masks of classes that it detects"
+        )
+    means = {m: {name: np.mean(each, axis=0) for name, each in of_method.items()} for m, of_method in curves.items()}
     return Faithfulness(
-        scores={method: {name: summarise(each) for name, each in found.items()} for method, found in values.items()},
+        scores={m: {name: summarize(each) for name, each in of_method.items()} for m, of_method in values.items()},
         curves=means,
         settings=settings,
         layers=layers,
-        passed_over=passed_over,
+        skipped=skipped,
     )
 
 
 def _check_methods(methods: Sequence[str]) -> None:
     if not methods or len(set(methods)) != len(methods) or CONTROL in methods:
-        raise UsageError(f"methods are {list(methods)}; wanted at least one, each once, and not {CONTROL!r}")
+        raise UsageError(f"methods: expected at least 1, distinct, without {CONTROL!r}, got {list(methods)}")
 
 
-def summarise(values: Sequence[float]) -> Score:
-    """The mean of at least one number, with the standard error that it has as a mean of independent ones."""
+def summarize(values: Sequence[float]) -> Score:
+    """Return the mean of at least one number and its standard error."""
     count = len(values)
     error = float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else None
     return Score(float(np.mean(values)), error, count)
 
 
-def random_map(like: HeatMap, random: np.random.Generator) -> HeatMap:
-    """A map with cells drawn evenly from 0 to 1, at the places of another's, and so as smooth between them."""
-    cells = random.random(like.cells.shape, dtype=np.float32)
-    return dataclasses.replace(like, cells=cells, method=CONTROL)
+def random_map(like: Heatmap, random: np.random.Generator) -> Heatmap:
+    """Return a map with uniform random values at the resolution of another, and so as smooth on the image."""
+    values = random.random(like.values.shape, dtype=np.float32)
+    return dataclasses.replace(like, values=values, method=CONTROL)
 
 
-def _maps(
-    explainer: Explainer, item: Wanted, methods: Sequence[str], layer: str | None, random: np.random.Generator
-) -> dict[str, HeatMap]:
-    """A map by each method and the control; none where the network finds nothing of the class."""
-    maps: dict[str, HeatMap] = {}
+def _compute_maps(
+    explainer: Explainer,
+    sample: EvaluationSample,
+    methods: Sequence[str],
+    layer: str | None,
+    random: np.random.Generator,
+) -> dict[str, Heatmap]:
+    """Return a map of each method and the control; none if the network does not detect the class."""
+    maps: dict[str, Heatmap] = {}
     for method in methods:
-        explanation = explainer(item.picture, classes=[item.label], method=method, layer=layer)
+        explanation = explainer(sample.image, classes=[sample.label], method=method, layer=layer)
         if not explanation.maps:
             return {}
         maps[method] = explanation.maps[0]
@@ -202,31 +208,31 @@ def _maps(
     return maps
 
 
-def _point(
-    values: dict[str, list[float]], heat: HeatMap, region: np.ndarray | None, settings: FaithfulnessSettings
+def _add_pointing(
+    values: dict[str, list[float]], heatmap: Heatmap, region: np.ndarray | None, settings: FaithfulnessSettings
 ) -> None:
-    """Add what the map points at, where some of the class's region was seen."""
+    """Add the pointing games of a map, if part of the class's region was in the network's input."""
     if region is None:
         return
-    on_picture = heat.on_picture()
-    if (region & ~np.isnan(on_picture)).any():
-        hit = pointing_game(on_picture, region, tolerance_px=settings.tolerance * max(region.shape))
-        values.setdefault("pointing", []).append(hit)
-        values.setdefault("energy", []).append(energy_share(on_picture, region))
+    attribution = heatmap.to_image_size()
+    if (region & ~np.isnan(attribution)).any():
+        hit = pointing_game(attribution, region, tolerance_px=settings.tolerance * max(region.shape))
+        values.setdefault("pointing_game", []).append(hit)
+        values.setdefault("energy_pointing_game", []).append(energy_pointing_game(attribution, region))
 
 
-def _delete(
+def _add_deletion(
     values: dict[str, list[float]],
     curves: dict[str, list[np.ndarray]],
     network: nn.Module,
-    seen: Tensor,
-    heat: HeatMap,
+    image: Tensor,
+    heatmap: Heatmap,
     label: int,
     settings: FaithfulnessSettings,
 ) -> None:
-    """Add the curves of the map and the areas under them."""
-    importance = on_input(heat, (seen.shape[1], seen.shape[2]))
-    found = deletion_and_insertion(network, seen, importance, label, settings.deletion)
-    for name, curve, area in zip(("deletion", "insertion"), found, found.areas, strict=True):
+    """Add the deletion and insertion curves of a map and the areas under them."""
+    attribution = resize_to_input(heatmap, (image.shape[1], image.shape[2]))
+    results = deletion_and_insertion_curves(network, image, attribution, label, settings.deletion)
+    for name, curve, area in zip(("deletion", "insertion"), results, results.areas, strict=True):
         values.setdefault(name, []).append(area)
         curves.setdefault(name, []).append(curve)

@@ -1,12 +1,12 @@
-"""Whether a map points at what is marked: the pointing game, and the share of its mass that lies there.
+"""Localization of maps: the pointing game and the energy-based pointing game.
 
-Both compare a map on the picture's own pixels with boxes or masks of the class. The game looks at the single highest
-place, the share at all of the map, so that it varies less from picture to picture.
+Both compare a map on the image's pixels with annotated boxes or masks of the class. The pointing game uses only the
+maximum of the map, the energy-based one all of it, so that it varies less from image to image.
 
-Shapes: maps (rows, columns), NaN where the network did not look, which counts as nothing; regions (rows, columns)
-bool; boxes (K, 4) left, top, right, bottom and masks (K, rows, columns) bool, in pixels of the picture.
-Sources: the game, Zhang et al. 2018 (Excitation Backprop), arXiv:1608.00507, section 4.1; the share, Wang et al. 2020
-(Score-CAM), arXiv:1910.01279, section 4.3.
+Shapes: maps (H, W), NaN outside the network's input, which is ignored; regions (H, W) bool; boxes (K, 4) left, top,
+right, bottom and masks (K, H, W) bool, in pixels of the image.
+Sources: the pointing game, Zhang et al. 2018 (Excitation Backprop), arXiv:1608.00507, section 4.1; the energy-based
+one, Wang et al. 2020 (Score-CAM), arXiv:1910.01279, section 4.3.
 """
 
 import math
@@ -16,8 +16,10 @@ import numpy as np
 from van.errors import ShapeError
 
 
-def region_of(size: tuple[int, int], *, boxes: np.ndarray | None = None, masks: np.ndarray | None = None) -> np.ndarray:
-    """(rows, columns) bool: the pixels that any mask holds or any box touches.
+def rasterize_region(
+    size: tuple[int, int], *, boxes: np.ndarray | None = None, masks: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the pixels that are in any mask or touched by any box, (H, W) bool.
 
     Raises:
         ShapeError: boxes or masks have other shapes, or a box is empty or not finite.
@@ -26,91 +28,92 @@ def region_of(size: tuple[int, int], *, boxes: np.ndarray | None = None, masks: 
     if masks is not None:
         masks = np.asarray(masks)
         if masks.ndim != 3 or masks.shape[1:] != size or masks.dtype != bool:
-            raise ShapeError(f"masks are {masks.shape} of {masks.dtype}; wanted (K, {size[0]}, {size[1]}) of bool")
+            raise ShapeError(f"masks: expected bool (K, {size[0]}, {size[1]}), got {masks.dtype} {masks.shape}")
         region |= masks.any(axis=0)
     if boxes is not None:
         boxes = np.asarray(boxes, float)
         if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise ShapeError(f"boxes are {boxes.shape}; wanted (K, 4): left, top, right, bottom")
+            raise ShapeError(f"boxes: expected (K, 4) as left, top, right, bottom, got {boxes.shape}")
         for left, top, right, bottom in boxes.tolist():
             if not (left < right and top < bottom and math.isfinite(left + top + right + bottom)):
-                raise ShapeError(f"a box is {(left, top, right, bottom)}; wanted left < right and top < bottom")
+                raise ShapeError(f"boxes: expected left < right and top < bottom, got {(left, top, right, bottom)}")
             rows = slice(max(0, math.floor(top)), max(0, math.ceil(bottom)))
             region[rows, max(0, math.floor(left)) : max(0, math.ceil(right))] = True
     return region
 
 
 def pointing_game(values: np.ndarray, region: np.ndarray, *, tolerance_px: float = 15.0) -> float:
-    """Whether the highest place of a map lies in the region or near it: 1 or 0.
+    """Return 1 if the maximum of a map is in the region or near it, else 0.
 
-    Where several pixels are equally high, the share of them that do: what choosing one of them blindly would win. So a
-    flat map wins what chance wins, the share of the seen pixels that lie in the region or near it.
+    If several pixels have the maximum, return the fraction of them that are: the expected result of choosing one at
+    random. A constant map therefore scores as chance does.
 
     Args:
-        values: (rows, columns), NaN where the network did not look.
-        region: (rows, columns) bool.
-        tolerance_px: how far from the region's nearest pixel still counts. 15 in the paper, on pictures of some
-            500 x 375 pixels.
+        values: (H, W), NaN outside the network's input.
+        region: (H, W) bool.
+        tolerance_px: maximum distance from the region. 15 in the paper, on images of about 500 x 375 pixels.
 
     Raises:
-        ShapeError: see ``seen_values``; or the tolerance is no number from 0.
+        ShapeError: see ``valid_pixels``; or the tolerance is negative or not finite.
     """
     if not (math.isfinite(tolerance_px) and tolerance_px >= 0):
-        raise ShapeError(f"tolerance_px is {tolerance_px!r}; wanted a number, at least 0")
-    seen = seen_values(values, region)
-    highest = seen & (values == values[seen].max())
-    return float(_widened(region, tolerance_px)[highest].mean())
+        raise ShapeError(f"tolerance_px: expected a finite number, at least 0, got {tolerance_px!r}")
+    valid = valid_pixels(values, region)
+    peaks = valid & (values == values[valid].max())
+    return float(_dilate(region, tolerance_px)[peaks].mean())
 
 
-def energy_share(values: np.ndarray, region: np.ndarray) -> float:
-    """The share of a map's positive mass that lies in the region, 0 to 1.
+def energy_pointing_game(values: np.ndarray, region: np.ndarray) -> float:
+    """Return the fraction of a map's positive values that is in the region, 0 to 1.
 
-    A map without any gets what a flat one gets: the share of the seen pixels that lie in the region.
+    A map without positive values scores as a constant one: the fraction of valid pixels that are in the region.
 
     Raises:
-        ShapeError: see ``seen_values``.
+        ShapeError: see ``valid_pixels``.
     """
-    seen = seen_values(values, region)
-    mass = np.where(seen, values, 0.0).clip(min=0.0).astype(np.float64)
-    highest = mass.max()
-    if highest == 0:
-        return float(region[seen].mean())
-    mass /= highest  # sums of very large or very small numbers would leave the range
+    valid = valid_pixels(values, region)
+    mass = np.where(valid, values, 0.0).clip(min=0.0).astype(np.float64)
+    maximum = mass.max()
+    if maximum == 0:
+        return float(region[valid].mean())
+    mass /= maximum  # the sum of very large or very small numbers would overflow or underflow
     return min(1.0, float(mass[region].sum() / mass.sum()))
 
 
-def seen_values(values: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """(rows, columns) bool: where a map says something.
+def valid_pixels(values: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Return which pixels of a map are not NaN, (H, W) bool.
 
     Raises:
-        ShapeError: the map and the region have other shapes, an infinity is in the map, it says nothing at all, or no
-            pixel of the region is seen.
+        ShapeError: map and region differ in shape, the map has infinities or only NaN, or no valid pixel is in the
+            region.
     """
     if values.ndim != 2 or values.shape != region.shape or region.dtype != bool:
         raise ShapeError(
-            f"the map is {values.shape}, the region {region.shape} of {region.dtype}; "
-            "wanted both as (rows, columns) of the picture, the region of bool"
+            "expected a map and a bool region of the image's (H, W), "
+            f"got {values.shape} and {region.dtype} {region.shape}"
         )
-    seen = ~np.isnan(values)
-    if np.isinf(values).any() or not seen.any():
-        raise ShapeError("the map is infinite somewhere, or NaN everywhere; wanted finite numbers where it was seen")
-    if not (region & seen).any():
-        raise ShapeError("no pixel of the region is seen in the map; leave out pictures without the class")
-    return seen
+    valid = ~np.isnan(values)
+    if np.isinf(values).any() or not valid.any():
+        raise ShapeError("values: expected finite numbers within the network's input, got infinity, or only NaN")
+    if not (region & valid).any():
+        raise ShapeError(
+            "region: expected at least 1 pixel in the network's input, got 0; skip images without the class"
+        )
+    return valid
 
 
-def _widened(region: np.ndarray, by_px: float) -> np.ndarray:
-    """The pixels whose middles are at most ``by_px`` from the middle of one of the region."""
+def _dilate(region: np.ndarray, radius_px: float) -> np.ndarray:
+    """Dilate a region by a disk: pixels whose centers are at most ``radius_px`` from that of one of its pixels."""
     rows, columns = region.shape
-    reach = min(math.floor(by_px), rows - 1)
-    widened = np.zeros_like(region)
-    before = np.zeros((rows, columns + 1), np.int64)
-    np.cumsum(region, axis=1, out=before[:, 1:])
-    for down in range(-reach, reach + 1):
-        across = min(math.floor(math.sqrt(by_px**2 - down**2)), columns)
-        first = np.maximum(np.arange(columns) - across, 0)
-        last = np.minimum(np.arange(columns) + across + 1, columns)
-        touched = before[:, last] > before[:, first]
-        source, target = slice(max(0, down), rows + min(0, down)), slice(max(0, -down), rows + min(0, -down))
-        widened[target] |= touched[source]
-    return widened
+    reach = min(math.floor(radius_px), rows - 1)
+    dilated = np.zeros_like(region)
+    counts = np.zeros((rows, columns + 1), np.int64)
+    np.cumsum(region, axis=1, out=counts[:, 1:])
+    for dy in range(-reach, reach + 1):
+        dx = min(math.floor(math.sqrt(radius_px**2 - dy**2)), columns)
+        first = np.maximum(np.arange(columns) - dx, 0)
+        last = np.minimum(np.arange(columns) + dx + 1, columns)
+        covered = counts[:, last] > counts[:, first]
+        source, target = slice(max(0, dy), rows + min(0, dy)), slice(max(0, -dy), rows + min(0, -dy))
+        dilated[target] |= covered[source]
+    return dilated

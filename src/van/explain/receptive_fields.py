@@ -1,12 +1,12 @@
-"""Receptive fields of a network's layers: what their middle cell can read of a picture, and what it does read.
+"""Theoretical and effective receptive fields of the center cell of a network's layers.
 
-The theoretical field is traced, or probed where an operation has no rule (``theoretical_fields``). The effective
-field is that of Luo et al. 2016, arXiv:1701.04128: the absolute gradient of the cell's output, summed over its
-channels, by every pixel, summed over the pixel's channels and averaged over pictures. The output is taken before a
-LayerNorm that ends the stage: behind one the channels add up to a constant. The network is looked at as it is, in
-evaluation, and nothing of it is changed.
+The theoretical field is traced, or probed where an operation has no rule (``theoretical_receptive_fields``). The
+effective field is that of Luo et al. 2016, arXiv:1701.04128: the absolute gradient of the cell's output, summed over
+its channels, by every pixel, summed over the pixel's channels and averaged over images. The output is taken before a
+LayerNorm that ends the stage: after one the channels sum to a constant. The network is evaluated in evaluation mode
+and not changed.
 
-Shapes: pictures (N, C, H, W) as the network reads them; maps (N, D, h, w); fields (H, W).
+Shapes: images (N, C, H, W), preprocessed; maps (N, D, h, w); fields (H, W).
 """
 
 import copy
@@ -20,225 +20,234 @@ from torch import Tensor, nn
 
 from van.errors import ShapeError, UsageError
 from van.explain.layers import find_layer
-from van.explain.theoretical_fields import Maps, Prober, Unknown, middle_cell, trace
-from van.results.fields import ReceptiveField, Span
+from van.explain.receptive_field_tracing import (
+    MapFunction,
+    Prober,
+    Untraceable,
+    center_cell,
+    trace_receptive_fields,
+)
+from van.visualization.receptive_fields import ReceptiveField, Span
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
-_AT_ONCE = 4
-"""Pictures whose activations are held at a time."""
-_LEAST_SUM = 1e-2
-"""Of the gradient with random signs for the channels: less is what rounding leaves of a sum that is constant."""
+_BATCH_SIZE = 4
+"""Images in a batch, to bound the memory for activations."""
+_MIN_GRADIENT_RATIO = 1e-2
+"""Minimum ratio of the gradient to that with random channel signs; less is the rounding error of a constant sum."""
 
 
 class TheoreticalField(NamedTuple):
-    """What the middle cell of a layer can read, and rows and columns of the layer's map."""
+    """The theoretical field of the center cell of a layer, and height and width of the layer's map."""
 
     rows: Span
     columns: Span
-    how: Literal["traced", "probed"]
-    cells: tuple[int, int]
+    method: Literal["traced", "probed"]
+    map_size: tuple[int, int]
 
 
-def measure_fields(
+def measure_receptive_fields(
     models: Mapping[str, nn.Module],
     *,
-    size_px: int | tuple[int, int] = 224,
-    pictures: Tensor | None = None,
+    image_size: int | tuple[int, int] = 224,
+    images: Tensor | None = None,
     count: int = 8,
     seed: int = 0,
     layers: Sequence[str] = STAGES,
     progress: Callable[[str], None] = lambda step: None,
 ) -> list[ReceptiveField]:
-    """The receptive field of each layer of each network, on the same pictures.
+    """Measure the receptive field of each layer of each network on the same images.
 
     Args:
-        models: by the name that they shall have in charts.
-        size_px: side of the pictures, or their rows and columns; where pictures are given theirs holds.
-        pictures: (N, C, H, W), normalised; if None, as many as ``count``, of normal noise drawn with ``seed``.
+        models: the networks by their names in charts.
+        image_size: side of the images, or height and width; ignored if images are given.
+        images: (N, C, H, W), normalized; if None, ``count`` images of normal noise with ``seed``.
         layers: stages, or paths of modules, in the order in which the network runs them.
-        progress: told what comes next, in words.
+        progress: called with a description of each step.
 
     Raises:
-        UsageError: a network is in training mode or has no such layer, or its cells do not depend on the picture.
-        ShapeError: the pictures are too small for a network, or of a shape that it cannot read.
+        UsageError: a network is in training mode or lacks a layer, or its cells do not depend on the image.
+        ShapeError: the images are too small for a network, or have a shape that it does not support.
     """
-    if pictures is not None:
-        _check_pictures(pictures)
-    found = []
+    if images is not None:
+        _check_images(images)
+    fields = []
     for name, model in models.items():
-        own = noise(model, size_px, count=count, seed=seed) if pictures is None else pictures
-        progress(f"{name}: what each cell can read")
-        theory = theoretical_fields(model, layers, size=tuple(own.shape[2:]), channels=own.shape[1])
-        progress(f"{name}: what each cell does read, of {len(own)} pictures")
-        heats = effective_fields(model, layers, own)
-        for layer, field, heat in zip(layers, theory, heats, strict=True):
-            rows, columns = field.cells
-            found.append(
+        inputs = noise(model, image_size, count=count, seed=seed) if images is None else images
+        progress(f"{name}: theoretical receptive fields")
+        theoretical = theoretical_receptive_fields(
+            model, layers, image_size=tuple(inputs.shape[2:]), channels=inputs.shape[1]
+        )
+        progress(f"{name}: effective receptive fields, {len(inputs)} images")
+        effective = effective_receptive_fields(model, layers, inputs)
+        for layer, field, values in zip(layers, theoretical, effective, strict=True):
+            rows, columns = field.map_size
+            fields.append(
                 ReceptiveField(
-                    network=name, layer=layer, size=(heat.shape[0], heat.shape[1]), cells=field.cells,
-                    cell=(rows // 2, columns // 2), rows=field.rows, columns=field.columns, how=field.how, heat=heat,
+                    network=name, layer=layer, image_size=(values.shape[0], values.shape[1]), map_size=field.map_size,
+                    cell=(rows // 2, columns // 2), rows=field.rows, columns=field.columns, method=field.method,
+                    effective=values,
                 )
             )  # fmt: skip
-    return found
+    return fields
 
 
-def theoretical_fields(
-    model: nn.Module, layers: Sequence[str] = STAGES, *, size: tuple[int, ...] = (224, 224), channels: int = 3
+def theoretical_receptive_fields(
+    model: nn.Module, layers: Sequence[str] = STAGES, *, image_size: tuple[int, ...] = (224, 224), channels: int = 3
 ) -> list[TheoreticalField]:
-    """What the middle cell of each layer can read of a picture with ``size`` rows and columns.
+    """Return the theoretical receptive field of each layer's center cell for images of height and width ``image_size``.
 
     Raises:
-        UsageError, ShapeError: see ``measure_fields``.
+        UsageError, ShapeError: see ``measure_receptive_fields``.
     """
-    _check(model, layers, size)
+    _check_arguments(model, layers, image_size)
     weight = next(model.parameters(), torch.empty(0))
-    picture = torch.zeros(1, channels, *size, dtype=weight.dtype, device=weight.device)
+    image = torch.zeros(1, channels, *image_size, dtype=weight.dtype, device=weight.device)
     try:
-        traced = trace(_reader(model, layers), picture, len(layers))
+        traced = trace_receptive_fields(_map_function(model, layers), image, len(layers))
     except torch.OutOfMemoryError:
         raise
-    except (AssertionError, RuntimeError) as error:  # as torch and timm refuse what does not fit
-        raise ShapeError(f"{type(model).__name__} cannot read {_named(picture)}: {error}") from error
-    prober, found = None, {}
-    for place in reversed(range(len(layers))):  # a deep layer's answers hold those of the layers before it
-        lines, cells = traced[place]
-        _check_stride(layers[place], size, cells, None if isinstance(lines, Unknown) else lines[0].jump)
-        if isinstance(lines, Unknown):
-            prober = prober or _prober(model, layers, picture)
-            found[place] = TheoreticalField(*prober.spans(place), "probed", cells)
+    except (AssertionError, RuntimeError) as error:  # the errors of torch and timm for unsupported shapes
+        rows, columns = image_size
+        raise ShapeError(
+            f"{type(model).__name__} does not support images of {rows}x{columns} pixels and {channels} channels: "
+            f"{error}"
+        ) from error
+    prober, fields = None, {}
+    # From the last layer: probing a deep layer also probes the layers before it.
+    for place in reversed(range(len(layers))):
+        axes, map_size = traced[place]
+        _check_stride(layers[place], image_size, map_size, None if isinstance(axes, Untraceable) else axes[0].jump)
+        if isinstance(axes, Untraceable):
+            prober = prober or _create_prober(model, layers, image)
+            fields[place] = TheoreticalField(*prober.spans(place), "probed", map_size)
         else:
-            rows, columns = (line.at(count // 2) for line, count in zip(lines, cells, strict=True))
-            found[place] = TheoreticalField(rows, columns, "traced", cells)
-    return [found[place] for place in range(len(layers))]
+            rows, columns = (axis.span(count // 2) for axis, count in zip(axes, map_size, strict=True))
+            fields[place] = TheoreticalField(rows, columns, "traced", map_size)
+    return [fields[place] for place in range(len(layers))]
 
 
-def effective_fields(model: nn.Module, layers: Sequence[str], pictures: Tensor) -> list[np.ndarray]:
-    """What the middle cell of each layer does read: maps (H, W) float64 that each add up to 1.
+def effective_receptive_fields(model: nn.Module, layers: Sequence[str], images: Tensor) -> list[np.ndarray]:
+    """Return the effective receptive field of each layer's center cell, (H, W) float64, each with sum 1.
 
     Args:
-        pictures: (N, C, H, W), normalised.
+        images: (N, C, H, W), normalized.
 
     Raises:
-        UsageError, ShapeError: see ``measure_fields``.
+        UsageError, ShapeError: see ``measure_receptive_fields``.
     """
-    _check_pictures(pictures)
-    _check(model, layers, tuple(pictures.shape[2:]))
-    weight, maps = next(model.parameters(), pictures), _reader(model, layers)
-    totals = torch.zeros(len(layers), *pictures.shape[2:], dtype=torch.float64)
-    for start, some in enumerate(pictures.split(_AT_ONCE)):
+    _check_images(images)
+    _check_arguments(model, layers, tuple(images.shape[2:]))
+    weight, maps = next(model.parameters(), images), _map_function(model, layers)
+    totals = torch.zeros(len(layers), *images.shape[2:], dtype=torch.float64)
+    for step, batch in enumerate(images.split(_BATCH_SIZE)):
         with torch.inference_mode(False), torch.enable_grad():
-            x = some.detach().to(weight).clone().requires_grad_()
-            for place, found in enumerate(maps(x, len(layers))):
-                if not found.requires_grad:
-                    raise UsageError(f"{layers[place]} gives no gradient by the picture; wanted a layer behind it")
-                cell = middle_cell(found).float()
-                total = _gradient(cell.sum(), x)
-                if start == 0:
-                    _check_gradient(layers[place], total, _gradient(_mixed(cell), x))
+            x = batch.detach().to(weight).clone().requires_grad_()
+            for place, feature_map in enumerate(maps(x, len(layers))):
+                if not feature_map.requires_grad:
+                    raise UsageError(
+                        f"layers: expected layers that depend on the image, got {layers[place]}, which has no gradient"
+                    )
+                cell = center_cell(feature_map).float()
+                total = _pixel_gradient(cell.sum(), x)
+                if step == 0:
+                    _check_gradient(layers[place], total, _pixel_gradient(_sum_with_random_signs(cell), x))
                 totals[place] += total
     return [(total / total.sum()).numpy() for total in totals]
 
 
-def _gradient(value: Tensor, x: Tensor) -> Tensor:
-    """How much ``value`` depends on each pixel, (H, W) float64 on the CPU, added up over pictures and channels."""
+def _pixel_gradient(value: Tensor, x: Tensor) -> Tensor:
+    """Return the absolute gradient by each pixel, summed over images and channels, (H, W) float64 on the CPU."""
     (gradient,) = torch.autograd.grad(value, x, retain_graph=True)
     return gradient.detach().double().abs().sum(dim=(0, 1)).cpu()
 
 
-def _mixed(cell: Tensor) -> Tensor:
-    """The channels added up with random signs, which no constant sum survives."""
+def _sum_with_random_signs(cell: Tensor) -> Tensor:
+    """Sum the channels with random signs, so that the gradient does not vanish where their plain sum is constant."""
     signs = torch.randint(2, cell.shape[1:], generator=torch.Generator().manual_seed(0)) * 2 - 1
     return (cell * signs.to(cell)).sum()
 
 
-def _check_gradient(layer: str, total: Tensor, mixed: Tensor) -> None:
-    share, wanted = float(total.sum()), float(mixed.sum())
-    if not (math.isfinite(share) and math.isfinite(wanted)):
+def _check_gradient(layer: str, total: Tensor, with_random_signs: Tensor) -> None:
+    own, reference = float(total.sum()), float(with_random_signs.sum())
+    if not (math.isfinite(own) and math.isfinite(reference)):
+        raise UsageError(f"{layer}: the gradient of the center cell is not finite; check the weights and the images")
+    if reference == 0:
+        raise UsageError(f"{layer}: the center cell does not depend on the image; check the weights")
+    if own < _MIN_GRADIENT_RATIO * reference:
         raise UsageError(
-            f"{layer}: the gradient of the middle cell is not finite; look at the weights and the pictures"
-        )
-    if wanted == 0:
-        raise UsageError(f"{layer}: the middle cell does not depend on the picture; look at the weights")
-    if share < _LEAST_SUM * wanted:
-        raise UsageError(
-            f"{layer}: the channels of the middle cell add up to a constant, as they do behind a LayerNorm, "
-            "and so have no gradient; choose the layer before it"
+            f"{layer}: the channels of the center cell sum to a constant, as after a LayerNorm, and have no gradient; "
+            "choose the layer before it"
         )
 
 
-def noise(model: nn.Module, size_px: int | tuple[int, int], *, count: int = 8, seed: int = 0) -> Tensor:
-    """Pictures (N, C, H, W) of normal noise, the same for the same seed, with as many channels as the network reads."""
+def noise(model: nn.Module, image_size: int | tuple[int, int], *, count: int = 8, seed: int = 0) -> Tensor:
+    """Return images (N, C, H, W) of normal noise with the network's input channels, the same for the same seed."""
     if count < 1:
-        raise ShapeError(f"count is {count}; wanted at least 1 picture")
-    size = size_px if isinstance(size_px, tuple) else (size_px, size_px)
-    channels = next((part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d)), 3)
+        raise ShapeError(f"count: expected at least 1 image, got {count}")
+    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    channels = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
     return torch.randn(count, channels, *size, generator=torch.Generator().manual_seed(seed))
 
 
-class _Enough(Exception):
-    """Every layer that was wanted has been run."""
+class _AllRecorded(Exception):
+    """Stops the forward pass when all requested layers have run."""
 
 
-def _reader(model: nn.Module, layers: Sequence[str]) -> Maps:
-    """Run the network as far as needed, and give the maps of its first so many layers."""
-    looked_at = [find_layer(model, name) for name in layers]
-    body = looked_at[0].network
+def _map_function(model: nn.Module, layers: Sequence[str]) -> MapFunction:
+    """Return a function that runs the network as far as needed and returns the maps of the first layers."""
+    targets = [find_layer(model, name) for name in layers]
+    body = targets[0].network
     run = getattr(body, "forward_features", body)
 
-    def maps(x: Tensor, wanted: int) -> list[Tensor]:
-        found: dict[int, Tensor] = {}
+    def maps(x: Tensor, count: int) -> list[Tensor]:
+        recorded: dict[int, Tensor] = {}
 
-        def keep(place: int) -> Callable[..., None]:
+        def make_hook(place: int) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                found[place] = looked_at[place].maps(output).clone()  # what follows may work in place
-                if len(found) == wanted:
-                    raise _Enough
+                recorded[place] = targets[place].to_maps(output).clone()  # later operations may be in place
+                if len(recorded) == count:
+                    raise _AllRecorded
 
             return hook
 
-        handles = [looked_at[place].module.register_forward_hook(keep(place)) for place in range(wanted)]
+        handles = [targets[place].module.register_forward_hook(make_hook(place)) for place in range(count)]
         try:
             run(x)
-        except _Enough:
-            return [found[place] for place in range(wanted)]
+        except _AllRecorded:
+            return [recorded[place] for place in range(count)]
         finally:
             for handle in handles:
                 handle.remove()
-        missing = ", ".join(layers[place] for place in range(wanted) if place not in found)
-        raise UsageError(f"{type(body).__name__} does not run {missing}; wanted layers that a picture passes through")
+        missing = ", ".join(layers[place] for place in range(count) if place not in recorded)
+        raise UsageError(f"layers: {type(body).__name__} does not run {missing}; expected layers of its forward pass")
 
     return maps
 
 
-def _prober(model: nn.Module, layers: Sequence[str], picture: Tensor) -> Prober:
-    if (picture.dtype, picture.device.type) != (torch.float32, "cpu"):
-        model, picture = copy.deepcopy(model).float().cpu(), picture.float().cpu()
-    return Prober(_reader(model, layers), picture)
+def _create_prober(model: nn.Module, layers: Sequence[str], image: Tensor) -> Prober:
+    if (image.dtype, image.device.type) != (torch.float32, "cpu"):
+        model, image = copy.deepcopy(model).float().cpu(), image.float().cpu()
+    return Prober(_map_function(model, layers), image)
 
 
-def _check(model: nn.Module, layers: Sequence[str], size: tuple[int, ...]) -> None:
-    if any(part.training for part in model.modules()):
-        raise UsageError(f"{type(model).__name__} is in training mode, where pictures change it; call .eval() first")
+def _check_arguments(model: nn.Module, layers: Sequence[str], image_size: tuple[int, ...]) -> None:
+    if any(module.training for module in model.modules()):
+        raise UsageError(f"{type(model).__name__}: expected evaluation mode, got training mode; call .eval() first")
     if not layers:
-        raise UsageError("layers is empty; wanted at least one, such as 'stage4'")
-    if len(size) != 2 or min(size) < 1:
-        raise ShapeError(f"size is {size}; wanted rows and columns, each at least 1 pixel")
+        raise UsageError("layers: expected at least 1, such as 'stage4', got none")
+    if len(image_size) != 2 or min(image_size) < 1:
+        raise ShapeError(f"image_size: expected height and width, each at least 1 pixel, got {image_size}")
 
 
-def _check_pictures(pictures: Tensor) -> None:
-    if pictures.ndim != 4 or 0 in pictures.shape or not pictures.isfinite().all():
-        raise ShapeError(f"pictures are {tuple(pictures.shape)}; wanted finite numbers (N, C, H, W), N at least 1")
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or 0 in images.shape or not images.isfinite().all():
+        raise ShapeError(f"images: expected finite numbers (N, C, H, W), N at least 1, got {tuple(images.shape)}")
 
 
-def _check_stride(layer: str, size: tuple[int, ...], cells: tuple[int, int], jump: float | None) -> None:
-    stride = jump or max(length / count for length, count in zip(size, cells, strict=True))
-    if min(size) < stride:
+def _check_stride(layer: str, image_size: tuple[int, ...], map_size: tuple[int, int], jump: float | None) -> None:
+    stride = jump or max(length / count for length, count in zip(image_size, map_size, strict=True))
+    if min(image_size) < stride:
         raise ShapeError(
-            f"the picture has {size[0]}x{size[1]} pixels and one cell of {layer} stands for {stride:g}x{stride:g}; "
-            "wanted a picture at least as large"
+            f"image_size: expected at least {stride:g}x{stride:g} pixels, the stride of {layer}, "
+            f"got {image_size[0]}x{image_size[1]}"
         )
-
-
-def _named(picture: Tensor) -> str:
-    rows, columns = picture.shape[2:]
-    return f"pictures of {rows}x{columns} pixels and {picture.shape[1]} channels"

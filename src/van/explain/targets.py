@@ -1,7 +1,7 @@
-"""What is to be explained: a class of a picture, a class's region, or one found thing, as a score to be derived.
+"""Targets of an explanation: the differentiable score of a class, of a class's region, or of a detection.
 
-Shapes: rectangles are left, top, right, bottom in pixels of the original picture.
-Sources: for regions Seg-Grad-CAM, Vinogradova et al. 2020, arXiv:2002.11434.
+Shapes: rectangles are left, top, right, bottom in pixels of the original image.
+Source: for regions, Seg-Grad-CAM, Vinogradova et al. 2020, arXiv:2002.11434.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,115 +12,124 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from van.errors import UsageError
-from van.pictures import Window
-from van.results import Boxes, Classes, Masks
-from van.tasks.base import Frame
+from van.images import Box
+from van.predictions import Classification, Detections, Segmentation
+from van.tasks.base import ImageMeta
 
-LEAST_IOU = 0.1
-"""A given box must share at least so much with a found one."""
+MIN_IOU = 0.1
+"""Minimum IoU of a given box and the detection that it selects."""
 
 
 class Target(NamedTuple):
-    """One score: its class, how sure the network is, the scalar itself, and the box that it is about, if any."""
+    """A score to be differentiated: class index, the confidence to show, the scalar, and the box of a detection."""
 
     index: int
-    certainty: float | None
+    confidence: float | None
     score: Tensor
-    box: Window | None = None
+    box: Box | None = None
 
 
-def class_indices(labels: Sequence[str], classes: Sequence[str | int]) -> list[int]:
-    """The place of each class that is asked for, by name or by number.
+def resolve_class_indices(class_names: Sequence[str], classes: Sequence[str | int]) -> list[int]:
+    """Return the index of each class, given by name or by index.
 
     Raises:
-        UsageError: there is no such class; names that are near are listed.
+        UsageError: there is no such class; similar names are listed.
     """
-    places = {label.casefold(): place for place, label in reversed(list(enumerate(labels)))}
-    found = []
-    for wanted in classes:
-        place = wanted if isinstance(wanted, int) else places.get(wanted.casefold())
-        if place is None and isinstance(wanted, str):
+    known = {label.casefold(): index for index, label in reversed(list(enumerate(class_names)))}
+    indices = []
+    for name in classes:
+        index = name if isinstance(name, int) else known.get(name.casefold())
+        if index is None and isinstance(name, str):
             # ImageNet's names are lists of synonyms: "tench, Tinca tinca"
-            parts = [p for label, p in places.items() if wanted.casefold() in map(str.strip, label.split(","))]
-            place = min(parts) if parts else int(wanted) if wanted.isdecimal() else None
-        if place is None or not 0 <= place < len(labels):
-            raise UsageError(f"there is no class {wanted!r}; known: {_listed(labels, str(wanted))}")
-        found.append(place)
-    return found
+            matches = [i for label, i in known.items() if name.casefold() in map(str.strip, label.split(","))]
+            index = min(matches) if matches else int(name) if name.isdecimal() else None
+        if index is None or not 0 <= index < len(class_names):
+            raise UsageError(f"classes: expected {_known_names(class_names, str(name))}, got {name!r}")
+        indices.append(index)
+    return indices
 
 
-def of_classes(
-    logits: Tensor, answers: Sequence[Classes], wanted: Sequence[int] | None, top: int
+def classification_targets(
+    logits: Tensor, predictions: Sequence[Classification], classes: Sequence[int] | None, top: int
 ) -> list[list[Target]]:
-    """For each picture the classes asked for, or the ``top`` most probable ones.
+    """Return the given classes of each image, or its ``top`` ones if None.
 
     Args:
         logits: (N, K).
     """
-    found = []
-    for row, answer in zip(logits, answers, strict=True):
-        places = wanted if wanted is not None else [ranked.index for ranked in answer.top(top)]
-        found.append([Target(place, answer.probabilities[place], row[place]) for place in places])
-    return found
+    targets = []
+    for row, prediction in zip(logits, predictions, strict=True):
+        indices = classes if classes is not None else [ranked.index for ranked in prediction.top(top)]
+        targets.append([Target(index, prediction.scores[index], row[index]) for index in indices])
+    return targets
 
 
-def of_regions(maps: Tensor, answer: Masks, wanted: Sequence[int] | None, top: int) -> list[Target]:
-    """The sum of a class's map over the region that it has in the answer; over the whole picture where it has none.
-
-    Args:
-        maps: (K, h, w), the score of each class in each place.
-        wanted: classes; the ``top`` that fill most of the picture if None.
-    """
-    owner = maps.argmax(dim=0)
-    pixels = answer.ids.size
-    shares = dict.fromkeys(range(len(answer.labels)), 0)
-    for region in answer.regions:
-        shares[region.index] += int((answer.ids == region.id).sum())
-    if wanted is None:
-        wanted = [index for index in sorted(shares, key=lambda i: -shares[i])[:top] if shares[index]]
-    found = []
-    for index in wanted:
-        within = owner == index
-        score = maps[index][within].sum() if within.any() else maps[index].sum()
-        found.append(Target(index, shares[index] / pixels, score))
-    return found
-
-
-def of_boxes(
-    found: Mapping[str, Tensor], answer: Boxes, frame: Frame, wanted: Sequence[int] | None, top: int, box: Window | None
+def segmentation_targets(
+    maps: Tensor, prediction: Segmentation, classes: Sequence[int] | None, top: int
 ) -> list[Target]:
-    """The scores of found things: the one nearest to ``box``, the best of each class, or the ``top`` best.
+    """Return the sum of each class's scores over its predicted region, or over the image if it has none.
 
     Args:
-        found: boxes (K, 4) in pixels of the picture that the network saw, labels (K,), scores (K,).
-        answer: those sure enough to be an answer.
+        maps: (K, h, w), the score of each class at each position.
+        classes: class indices; the ``top`` largest ones if None.
+    """
+    best_class = maps.argmax(dim=0)
+    pixels = prediction.segment_ids.size
+    areas = dict.fromkeys(range(len(prediction.class_names)), 0)
+    for segment in prediction.segments:
+        areas[segment.index] += int((prediction.segment_ids == segment.id).sum())
+    if classes is None:
+        classes = [index for index in sorted(areas, key=lambda i: -areas[i])[:top] if areas[index]]
+    targets = []
+    for index in classes:
+        region = best_class == index
+        score = maps[index][region].sum() if region.any() else maps[index].sum()
+        targets.append(Target(index, areas[index] / pixels, score))
+    return targets
+
+
+def detection_targets(
+    output: Mapping[str, Tensor],
+    prediction: Detections,
+    image_meta: ImageMeta,
+    classes: Sequence[int] | None,
+    top: int,
+    box: Box | None,
+) -> list[Target]:
+    """Return scores of detections: the one that matches ``box`` best, the ``top`` of each class, or the ``top`` of all.
+
+    Args:
+        output: boxes (K, 4) in pixels of the network's input, labels (K,), scores (K,).
+        prediction: the detections above the score threshold.
 
     Raises:
-        UsageError: no found thing lies at ``box``.
+        UsageError: no detection overlaps ``box``.
     """
-    rows, columns = (own / seen for own, seen in zip(frame.size, frame.seen, strict=True))
-    boxes = found["boxes"].detach().float().cpu() * torch.tensor([columns, rows, columns, rows])
-    labels, scores = found["labels"].tolist(), found["scores"].detach().float().tolist()
+    vertical, horizontal = (
+        original / resized for original, resized in zip(image_meta.original_size, image_meta.input_size, strict=True)
+    )
+    boxes = output["boxes"].detach().float().cpu() * torch.tensor([horizontal, vertical, horizontal, vertical])
+    labels, scores = output["labels"].tolist(), output["scores"].detach().float().tolist()
     order = sorted(range(len(scores)), key=lambda place: -scores[place])
     if box is not None:
-        near = [place for place in order if wanted is None or labels[place] in wanted]
-        chosen = [_nearest(boxes, near, box, frame.name)]
-    elif wanted is not None:
-        chosen = [place for index in wanted for place in [p for p in order if labels[p] == index][:top]]
+        candidates = [place for place in order if classes is None or labels[place] in classes]
+        selected = [_best_match(boxes, candidates, box, image_meta.name)]
+    elif classes is not None:
+        selected = [place for index in classes for place in [p for p in order if labels[p] == index][:top]]
     else:
-        chosen = order[: min(top, len(answer.found))]
-    found_things = []
-    for place in chosen:
+        selected = order[: min(top, len(prediction))]
+    targets = []
+    for place in selected:
         left, top_side, right, bottom = boxes[place].tolist()
         corners = (left, top_side, right, bottom)
-        found_things.append(Target(labels[place], scores[place], found["scores"][place], corners))
-    return found_things
+        targets.append(Target(labels[place], scores[place], output["scores"][place], corners))
+    return targets
 
 
-def class_maps(output: Any) -> Tensor:
-    """The score of each class in each place, (K, h, w), of one picture's segmentation, semantic or panoptic.
+def class_score_maps(output: Any) -> Tensor:
+    """Return the score of each class at each position, (K, h, w), of a semantic or panoptic segmentation.
 
-    Of the latter it is Mask2Former's own: the sum over queries of class probability times mask probability.
+    Panoptic scores follow Mask2Former: the sum over queries of class probability times mask probability.
     """
     if isinstance(output, Tensor):
         return output.float()
@@ -128,24 +137,25 @@ def class_maps(output: Any) -> Tensor:
     return torch.einsum("qk,qhw->khw", classes, output["mask_logits"].float().sigmoid())
 
 
-def _nearest(boxes: Tensor, order: Sequence[int], box: Window, name: str) -> int:
+def _best_match(boxes: Tensor, order: Sequence[int], box: Box, name: str) -> int:
+    """Return the index of the detection with the highest IoU to ``box``."""
     if order:
         overlaps = box_iou(torch.tensor([box]), boxes[list(order)])[0]
         best = int(overlaps.argmax())
-        if overlaps[best] >= LEAST_IOU:
+        if overlaps[best] >= MIN_IOU:
             return order[best]
     raise UsageError(
-        f"nothing is found in {name} at the box {', '.join(f'{side:g}' for side in box)} (left, top, right, bottom); "
-        "van predict tells what is found where"
+        f"{name}: no detection has an IoU of {MIN_IOU} or more with box {', '.join(f'{side:g}' for side in box)} "
+        "(left, top, right, bottom); list the detections with van predict"
     )
 
 
-def _listed(labels: Sequence[str], wanted: str) -> str:
-    """All labels if they are few, else those that look like the wanted one, and how many there are."""
+def _known_names(class_names: Sequence[str], name: str) -> str:
+    """Return all class names if they are at most 20, else those similar to ``name`` and their number."""
     import difflib
 
-    if len(labels) <= 20:
-        return ", ".join(labels)
-    names = [name.strip() for label in labels for name in label.split(",")]
-    near = difflib.get_close_matches(wanted, names, n=5, cutoff=0.4)
-    return f"{', '.join([*near, '...'])} ({len(labels):,} in all)"
+    if len(class_names) <= 20:
+        return f"one of {', '.join(class_names)}"
+    names = [synonym.strip() for label in class_names for synonym in label.split(",")]
+    similar = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
+    return f"one of {len(class_names):,} classes ({', '.join([*similar, '...'])})"

@@ -1,1 +1,1 @@
-"""Checkpoints as files that other runtimes answer from; each format is a writer beside the session that reads it."""
+"""Export of checkpoints to other runtimes; each format module has the writer and the session that reads its files."""

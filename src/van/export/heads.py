@@ -1,8 +1,8 @@
-"""The heads whose networks are cut in two: what of each is exported, and what makes an answer of its outputs.
+"""The heads whose networks are exported in two parts: the traced graph, and the post-processing outside of it.
 
-A file holds everything up to the scores of every anchor or query, for pictures padded to a canvas. What follows (the
-best of them, without doubles) is of sizes that depend on the picture and costs little; the session does it with the
-very functions that the network in PyTorch uses, so that the answers are the same. A new head is one entry here.
+The file contains everything up to the scores of all anchors or queries, for images padded to a common size. The rest
+(selecting the best, non-maximum suppression) has sizes that depend on the image and costs little. The session computes
+it with the functions that the network in PyTorch uses, so that predictions are the same. A new head is one entry here.
 """
 
 import dataclasses
@@ -11,20 +11,20 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from van.export import anchors, panoptic, queries, two_stage
+from van.export import decode_anchors, decode_panoptic, decode_queries, decode_two_stage
 from van.export.header import Header
-from van.models.canvas import Size
+from van.models.padding import Size
 
 
 class Decoder(Protocol):
-    """What makes answers of the outputs."""
+    """The post-processing of one head."""
 
-    def canvas(self, sizes: Sequence[Size]) -> Size:
-        """Rows and columns on which pictures of these sizes are seen together."""
+    def padded_size(self, sizes: Sequence[Size]) -> Size:
+        """Return the rows and columns to which images of these sizes are padded for one batch."""
         ...
 
-    def __call__(self, outputs: Sequence[Tensor], sizes: Sequence[Size], canvas: Size) -> list[dict[str, Tensor]]:
-        """Of each picture what the network in PyTorch answers, in the picture's own pixels."""
+    def __call__(self, outputs: Sequence[Tensor], sizes: Sequence[Size], padded_size: Size) -> list[dict[str, Tensor]]:
+        """Return what the network in PyTorch returns for each image, in pixels of the image without its padding."""
         ...
 
 
@@ -33,66 +33,71 @@ class Head:
     """How networks with one head are exported.
 
     Args:
-        cut: gives the part of a network that is exported: a canvas (N, 3, R, C) to ``outputs``.
+        extract_traced_part: returns the module to export; it maps padded images (N, 3, R, C) to ``outputs``.
         outputs: their names, in order.
-        decoder: made of a file's header.
-        left: what the session does in Python, in words for the user.
-        fixed: why the sizes cannot be free; empty if they can.
-        sized: whether the exported part is told the pictures' own sizes (N, 2), too; where these are free, such a
-            part takes one picture at a time.
+        decoder: makes the post-processing from a file's header.
+        postprocess_note: what the session computes in Python, for the user.
+        fixed_reason: why the input sizes cannot be dynamic; empty if they can.
+        takes_sizes: whether the exported module also takes the images' sizes (N, 2); with dynamic sizes it then
+            takes one image at a time.
     """
 
-    cut: Callable[[nn.Module], nn.Module]
+    extract_traced_part: Callable[[nn.Module], nn.Module]
     outputs: tuple[str, ...]
     decoder: Callable[[Header], Decoder]
-    left: str
-    fixed: str = ""
-    sized: bool = False
+    postprocess_note: str
+    fixed_reason: str = ""
+    takes_sizes: bool = False
 
 
-_OF_ANCHORS = "the file gives scores and boxes of all anchors; the session picks the best of them in Python"
-_OF_QUERIES = "the file gives scores and boxes of all queries; the session picks the best of them in Python"
-_OF_MASKS = "the file gives classes and masks of all queries; the session cuts the masks to the picture in Python"
-_OF_PLACES = "the file gives the best things of any score; the session leaves out low scores in Python"
-_OF_CUTTINGS = f"{_OF_PLACES} and enlarges the masks"
-_ONE_CANVAS = "it lays out its queries for one canvas and one batch"
+_ANCHOR_NOTE = "the graph outputs scores and boxes of all anchors; the session selects the best in Python"
+_QUERY_NOTE = "the graph outputs scores and boxes of all queries; the session selects the best in Python"
+_MASK_NOTE = "the graph outputs classes and masks of all queries; the session crops the masks to the image in Python"
+_TWO_STAGE_NOTE = "the graph outputs the best detections of any score; the session filters low scores in Python"
+_MASK_RCNN_NOTE = f"{_TWO_STAGE_NOTE} and resizes the masks"
+_FIXED_QUERIES = "its queries depend on the padded size and the batch size"
 
 HEADS: dict[str, Head] = {
     **{
-        head: Head(cut=anchors.AnchorHeads, outputs=outputs, decoder=anchors.AnchorDecoder, left=_OF_ANCHORS)
-        for head, outputs in anchors.OUTPUTS.items()
-    },
-    **{
         head: Head(
-            cut=queries.QueryHeads,
-            outputs=queries.OUTPUTS,
-            decoder=queries.QueryDecoder,
-            left=_OF_QUERIES,
-            fixed=_ONE_CANVAS,
-        )
-        for head in queries.NAMES
-    },
-    **{
-        head: Head(
-            cut=two_stage.TwoStages,
+            extract_traced_part=decode_anchors.TracedAnchorHead,
             outputs=outputs,
-            decoder=two_stage.TwoStageDecoder,
-            left=_OF_CUTTINGS if two_stage.MASKS in outputs else _OF_PLACES,
-            sized=True,
+            decoder=decode_anchors.AnchorDecoder,
+            postprocess_note=_ANCHOR_NOTE,
         )
-        for head, outputs in two_stage.OUTPUTS.items()
+        for head, outputs in decode_anchors.OUTPUTS.items()
     },
-    panoptic.NAME: Head(
-        cut=panoptic.MaskHeads,
-        outputs=panoptic.OUTPUTS,
-        decoder=lambda _: panoptic.MaskDecoder(),
-        left=_OF_MASKS,
-        fixed=_ONE_CANVAS,
+    **{
+        head: Head(
+            extract_traced_part=decode_queries.TracedQueryHead,
+            outputs=decode_queries.OUTPUTS,
+            decoder=decode_queries.QueryDecoder,
+            postprocess_note=_QUERY_NOTE,
+            fixed_reason=_FIXED_QUERIES,
+        )
+        for head in decode_queries.NAMES
+    },
+    **{
+        head: Head(
+            extract_traced_part=decode_two_stage.TracedTwoStage,
+            outputs=outputs,
+            decoder=decode_two_stage.TwoStageDecoder,
+            postprocess_note=_MASK_RCNN_NOTE if decode_two_stage.ROI_MASKS in outputs else _TWO_STAGE_NOTE,
+            takes_sizes=True,
+        )
+        for head, outputs in decode_two_stage.OUTPUTS.items()
+    },
+    decode_panoptic.NAME: Head(
+        extract_traced_part=decode_panoptic.TracedMaskHead,
+        outputs=decode_panoptic.OUTPUTS,
+        decoder=lambda _: decode_panoptic.MaskDecoder(),
+        postprocess_note=_MASK_NOTE,
+        fixed_reason=_FIXED_QUERIES,
     ),
 }
-"""By the name that checkpoints have for it."""
+"""By the head's name in checkpoints."""
 
 
-def head_of(options: Mapping[str, Any]) -> Head | None:
-    """That of a network with these options; None if it is exported whole, or not at all."""
+def find_head(options: Mapping[str, Any]) -> Head | None:
+    """Return the head of a network with these options; None if the network is exported whole or not at all."""
     return HEADS.get(options.get("head", ""))

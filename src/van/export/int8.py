@@ -1,9 +1,10 @@
-"""8-bit networks for OpenVINO: NNCF finds the ranges, and measured time and answers decide which layers use them.
+"""int8 quantization for OpenVINO: NNCF calibrates, and measured latency and accuracy select the quantized layers.
 
-NNCF quantises the whole network once, on a part of the pictures. Then groups of layers are spared their 8 bits, what is
-not in 8 bits is computed in float32 or, where the processor has it, in bfloat16, and each of these trials is timed on
-this machine, in turn with the others, and asked about the pictures that were held out. The fastest that lose no more
-than was allowed are timed once more, and the first of them is written. Shapes: see ``van.export.writing``.
+NNCF quantizes the whole network once with the calibration images. Each trial then excludes a group of layers from
+int8 and computes all layers that are not int8 in float32 or, where the processor supports it, in bfloat16. The
+latency of all trials is measured on this machine in alternation, and their accuracy on the validation images, which
+are not used for calibration. The fastest trials within the accuracy limit are measured once more, and the best of
+them is written. Shapes: see ``van.export.writing``.
 """
 
 import contextlib
@@ -19,120 +20,125 @@ from PIL import Image
 from van.errors import CheckpointError, UsageError
 from van.export.formats import Format
 from van.export.header import Header
-from van.export.int8_layers import Layer, layers_of, spared
+from van.export.int8_layers import Layer, exclude_layers, list_layers
 from van.export.openvino import Arithmetic, compile_model, has_bfloat16, median_times, save
-from van.export.quiet import quiet_import, quiet_log
+from van.export.suppress_output import import_without_telemetry, suppress_log
 from van.export.writing import INPUT, ExportOptions, Prepared, prepare
-from van.models.load import Loaded
-from van.preprocess import Preprocess
+from van.models.load import LoadedModel
+from van.preprocess import CenterCropPreprocess
 
-MAX_LOSS = 0.005
-"""Share of the answers that may be lost: half a point of top-1."""
-EVERYTHING = "all layers"
-_LEAST_PICTURES = 12
-_CALIBRATED = 100
-_NOTHING = "none"
+MAX_ACCURACY_DROP = 0.005
+"""Half a percentage point of top-1."""
+ALL_LAYERS = "all layers"
+_MIN_IMAGES = 12
+_MAX_CALIBRATION_IMAGES = 100
+_FLOAT = "none"
+"""The name of the trials without int8 layers."""
 _FINALISTS = 4
 
-Answers = list[np.ndarray]
-"""For each picture the class, () or, of maps, (rows, columns)."""
+Predictions = list[np.ndarray]
+"""The class of each image, shape (), or its label map (rows, columns)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One choice of precisions, and what came of it.
+    """One choice of int8 layers and arithmetic, with its measurements.
 
     Args:
-        name: which layers have 8 bits, in words.
-        spared: names of the layers that have not.
-        arithmetic: of all that has no 8 bits.
-        latency_ms: of one picture, or of one batch where its size is fixed; the median.
-        loss: share of held-out answers: top-1 in float32 less top-1 here where the truth is known, else the share
-            that is not the answer of float32.
+        name: which layers are int8.
+        excluded_layers: names of the layers that are not.
+        arithmetic: of the layers that are not int8.
+        latency_ms: median, of one image, or of one batch where the batch size is fixed.
+        accuracy_drop: on the validation images: top-1 of float32 minus top-1 of this trial where labels are known,
+            otherwise the fraction of predictions that differ from float32's.
     """
 
     name: str
-    spared: frozenset[str]
+    excluded_layers: frozenset[str]
     arithmetic: Arithmetic
     latency_ms: float
-    loss: float
+    accuracy_drop: float
 
     @property
-    def has_int8(self) -> bool:
-        """Whether it is one of those that may be written."""
-        return self.name != _NOTHING
+    def uses_int8(self) -> bool:
+        """Whether any layer is int8; only such trials can be written."""
+        return self.name != _FLOAT
 
 
 def write(
-    loaded: Loaded,
+    loaded: LoadedModel,
     path: Path,
     *,
     options: ExportOptions,
     format_: Format,
-    pictures: Sequence[Image.Image],
-    truths: Sequence[int] | None = None,
-    max_loss: float = MAX_LOSS,
+    images: Sequence[Image.Image],
+    labels: Sequence[int] | None = None,
+    max_accuracy_drop: float = MAX_ACCURACY_DROP,
     threads: int | None = None,
     rounds: int = 30,
-    only: Sequence[str] = (),
-    say: Callable[[str], object] = lambda text: sys.stderr.write(f"{text}\n"),
+    candidates: Sequence[str] = (),
+    log: Callable[[str], object] = lambda text: sys.stderr.write(f"{text}\n"),
 ) -> Path:
-    """Quantise ``loaded`` and write the fastest choice of precisions that loses at most ``max_loss``.
+    """Quantize ``loaded`` and write the fastest trial whose accuracy drop is at most ``max_accuracy_drop``.
 
     Args:
-        loaded: what to quantise; it classifies or segments.
-        path: the .xml; its .bin comes beside it.
-        options: which way to export; not half.
+        loaded: the network to quantize; its task is classify or segment.
+        path: the .xml; its .bin is written beside it.
+        options: of the export; not half.
         format_: OpenVINO's.
-        pictures: of the kind that the network will see; a third of them, at most 100, calibrates, the others judge.
-        truths: the class of each picture, where it is known.
-        max_loss: share of the held-out answers.
-        threads: of OpenVINO while it is timed; as many as it likes if None.
-        rounds: how often each trial is timed.
-        only: names among ``choices`` to try; every one if empty.
-        say: told the table of trials before anything is written.
+        images: of the kind that the network will process; a third, at most 100, are calibration images, the others
+            are validation images.
+        labels: the class index of each image, where known.
+        max_accuracy_drop: fraction of the validation images.
+        threads: of OpenVINO during the measurement; its default if None.
+        rounds: number of runs in the measurement of a latency.
+        candidates: names among ``candidate_groups`` to try; all if empty.
+        log: receives the table of trials before anything is written.
 
     Raises:
-        CheckpointError: no trial is both faster than float32 and good enough; nothing was written.
+        CheckpointError: no trial is both faster than float32 and accurate enough; nothing was written.
         MissingExtra: openvino or nncf is not installed.
-        UsageError: the format, the task or the pictures will not do.
+        UsageError: the format, the task or the images are not supported.
     """
-    _check(loaded, options, format_, pictures, truths, max_loss)
-    openvino: Any = quiet_import("openvino", purpose="quantising a network")
-    nncf: Any = quiet_import("nncf", purpose="quantising a network")
+    _check(loaded, options, format_, images, labels, max_accuracy_drop)
+    openvino: Any = import_without_telemetry("openvino", purpose="int8 quantization")
+    nncf: Any = import_without_telemetry("nncf", purpose="int8 quantization")
     versions = {"openvino": openvino.get_version(), "nncf": nncf.__version__}
     prepared = prepare(loaded, options, format="openvino", precision="int8", opset="OpenVINO IR", versions=versions)
-    seen = _as_seen(prepared, pictures)
-    calibration, judges = seen[::3][:_CALIBRATED], [one for place, one in enumerate(seen) if place % 3]
-    known = None if truths is None else [truth for place, truth in enumerate(truths) if place % 3]
-    plain = named(openvino.convert_model(prepared.program()), prepared)
-    quantised = _quantise(nncf, plain, calibration)
-    rows = prepared.header.inputs[INPUT][2] or 0
-    offered = {name: names for name, names in choices(layers_of(plain, rows=rows)).items() if not only or name in only}
-    trials = try_all(quantised, plain, offered, judges, known, max_loss=max_loss, threads=threads, rounds=rounds)
-    best = choose(trials, max_loss=max_loss)
-    say(table_of(trials, best, judged=len(judges), known=known is not None))
+    inputs = _preprocess(prepared, images)
+    # Every third image calibrates: folders list one class after another, and both subsets need all classes.
+    calibration_images = inputs[::3][:_MAX_CALIBRATION_IMAGES]
+    validation_images = [image for place, image in enumerate(inputs) if place % 3]
+    validation_labels = None if labels is None else [label for place, label in enumerate(labels) if place % 3]
+    original = set_tensor_names(openvino.convert_model(prepared.program()), prepared)
+    quantized = _quantize(nncf, original, calibration_images)
+    groups = candidate_groups(list_layers(original, rows=prepared.header.inputs[INPUT][2] or 0))
+    trials = run_trials(
+        quantized,
+        original,
+        {name: layers for name, layers in groups.items() if not candidates or name in candidates},
+        validation_images,
+        validation_labels,
+        max_accuracy_drop=max_accuracy_drop,
+        threads=threads,
+        rounds=rounds,
+    )
+    best = select_best(trials, max_accuracy_drop=max_accuracy_drop)
+    has_labels, count = validation_labels is not None, len(validation_images)
+    log(format_trials(trials, best, num_images=count, has_labels=has_labels))
     if best is None:
         raise CheckpointError(
-            f"nothing was written: no choice of 8-bit layers is faster than float32 and loses at most "
-            f"{max_loss:.1%} of the answers on {len(judges)} pictures; give more pictures, or export without --int8"
+            f"{path}: not written: expected a choice of int8 layers that is faster than float32 with an accuracy drop "
+            f"of at most {max_accuracy_drop:.1%} on {count} validation images, got none; give more images, or export "
+            "without --int8"
         )
-    lost = _loss_in_words(best, known is not None)
-    save(spared(quantised, plain, best.spared), _as_tried(prepared.header, best, f"{lost} on {len(judges)}"), path)
+    header = _header_of_trial(prepared.header, best, num_images=count, has_labels=has_labels)
+    save(exclude_layers(quantized, original, best.excluded_layers), header, path)
     return path
 
 
-def _as_tried(header: Header, best: Trial, lost: str) -> Header:
-    """The header, saying what was chosen."""
-    return dataclasses.replace(
-        header,
-        precision="int8+bfloat16" if best.arithmetic == "bfloat16" else "int8",
-        notes=(*header.notes, f"int8: {best.name}, {best.arithmetic} between; {lost} held-out pictures"),
-    )
-
-
-def named(model: Any, prepared: Prepared) -> Any:
-    """``model`` with the input and the outputs called as the header calls them, and the header's shape."""
+def set_tensor_names(model: Any, prepared: Prepared) -> Any:
+    """Give ``model`` the header's names of inputs and outputs, and the header's input shape."""
     model.inputs[0].get_tensor().set_names({INPUT})
     for output, name in zip(model.outputs, prepared.header.outputs, strict=True):
         output.get_tensor().set_names({name})
@@ -140,168 +146,195 @@ def named(model: Any, prepared: Prepared) -> Any:
     return model
 
 
-def choices(layers: Sequence[Layer]) -> dict[str, frozenset[str]]:
-    """Which layers have 8 bits, in words, and the names of those that each choice spares."""
+def candidate_groups(layers: Sequence[Layer]) -> dict[str, frozenset[str]]:
+    """Return the choices of int8 layers to try: their names, and the layers that each excludes from int8."""
     by_kind = {kind: {layer.name for layer in layers if layer.kind == kind} for kind in {x.kind for x in layers}}
-    everything = {layer.name for layer in layers}
-    one_by_one = {name for kind, names in by_kind.items() if kind.endswith("1x1") for name in names}
-    depthwise, keeping = by_kind.get("depth-wise", set()), by_kind.get("keeping 1x1", set())
-    first = {layer.name for layer in layers if layer.stage == 1}
-    last = {layer.name for layer in layers if layer.stage == 4}
+    all_names = {layer.name for layer in layers}
+    pointwise = {name for kind, names in by_kind.items() if kind.endswith("1x1") for name in names}
+    depthwise, attention_pointwise = by_kind.get("depth-wise", set()), by_kind.get("channel-preserving 1x1", set())
+    first_stage = {layer.name for layer in layers if layer.stage == 1}
+    last_stage = {layer.name for layer in layers if layer.stage == 4}
     ends = {layer.name for layer in (layers[0], layers[-1])} if layers else set()
-    offered = {
-        EVERYTHING: set(),
+    groups = {
+        ALL_LAYERS: set(),
         "all but the first and the last": ends,
         "all but larger convolutions": by_kind.get("larger", set()),
-        "all but stage 1": first,
-        "all but stage 4": last,
+        "all but stage 1": first_stage,
+        "all but stage 4": last_stage,
         "all but depth-wise": depthwise,
-        "all but the attention's 1x1": keeping,
-        "1x1 convolutions only": everything - one_by_one,
-        "fc1 and fc2 only": everything - one_by_one | keeping,
+        "all but the attention's 1x1": attention_pointwise,
+        "1x1 convolutions only": all_names - pointwise,
+        "fc1 and fc2 only": all_names - pointwise | attention_pointwise,
     }
-    found: dict[frozenset[str], str] = {}
-    for name, names in offered.items():
-        if names != everything:
-            found.setdefault(frozenset(names), name)
-    return {name: names for names, name in found.items()}
+    # Two choices can exclude the same layers of a small network; the first name is kept.
+    unique: dict[frozenset[str], str] = {}
+    for name, excluded in groups.items():
+        if excluded != all_names:
+            unique.setdefault(frozenset(excluded), name)
+    return {name: excluded for excluded, name in unique.items()}
 
 
-def try_all(
-    quantised: Any,
-    plain: Any,
-    offered: dict[str, frozenset[str]],
-    judges: Sequence[np.ndarray],
-    truths: Sequence[int] | None,
+def run_trials(
+    quantized: Any,
+    original: Any,
+    groups: dict[str, frozenset[str]],
+    validation_images: Sequence[np.ndarray],
+    validation_labels: Sequence[int] | None,
     *,
-    max_loss: float,
+    max_accuracy_drop: float,
     threads: int | None,
     rounds: int,
 ) -> list[Trial]:
-    """Time every choice in turn with the network without 8 bits, and ask each about the held-out pictures.
+    """Measure latency and accuracy drop of every candidate and of the float network.
 
     Args:
-        quantised, plain: see ``van.export.int8_layers.spared``.
-        offered: see ``choices``.
-        judges: held-out pictures (N, 3, H, W).
-        truths: their classes, where they are known.
-        max_loss: the fastest that lose no more are timed a second time, which is what they are told by.
+        quantized, original: see ``van.export.int8_layers.exclude_layers``.
+        groups: see ``candidate_groups``.
+        validation_images: (N, 3, H, W) each, not used for calibration.
+        validation_labels: their class indices, where known.
+        max_accuracy_drop: the fastest trials within it are measured a second time, with all ``rounds``.
         threads, rounds: see ``write``.
 
     Returns:
-        The network in float32 first, then, where there is bfloat16, the same in that, then the choices.
+        The network in float32 first, then in bfloat16 where supported, then the candidates.
     """
-    kinds: list[Arithmetic] = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
-    graphs = {_NOTHING: plain, **{name: spared(quantised, plain, names) for name, names in offered.items()}}
+    arithmetics: list[Arithmetic] = ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
+    graphs = {_FLOAT: original}
+    graphs |= {name: exclude_layers(quantized, original, excluded) for name, excluded in groups.items()}
     compiled = {
-        f"{name}/{kind}": compile_model(graph, arithmetic=kind, threads=threads)
+        f"{name}/{arithmetic}": compile_model(graph, arithmetic=arithmetic, threads=threads)
         for name, graph in graphs.items()
-        for kind in kinds
+        for arithmetic in arithmetics
     }
-    times = median_times(compiled, judges[0], rounds=-(-rounds // 3))
-    right = _answers(compiled[f"{_NOTHING}/float32"], judges)
+    # The first measurement only ranks the trials, so a third of the rounds is enough.
+    times = median_times(compiled, validation_images[0], rounds=-(-rounds // 3))
+    reference = _predict(compiled[f"{_FLOAT}/float32"], validation_images)
     trials = [
         Trial(
             name=name,
-            spared=offered.get(name, frozenset()),
-            arithmetic=kind,
-            latency_ms=times[f"{name}/{kind}"],
-            loss=_loss(_answers(compiled[f"{name}/{kind}"], judges), right, truths),
+            excluded_layers=groups.get(name, frozenset()),
+            arithmetic=arithmetic,
+            latency_ms=times[f"{name}/{arithmetic}"],
+            accuracy_drop=_accuracy_drop(
+                _predict(compiled[f"{name}/{arithmetic}"], validation_images), reference, validation_labels
+            ),
         )
         for name in graphs
-        for kind in kinds
+        for arithmetic in arithmetics
     ]
-    good = sorted((one for one in trials if one.has_int8 and one.loss <= max_loss), key=lambda one: one.latency_ms)
-    last = [*(one for one in trials if not one.has_int8), *good[:_FINALISTS]]
-    again = {f"{one.name}/{one.arithmetic}": one for one in last}
-    times = median_times({name: compiled[name] for name in again}, judges[0], rounds=rounds)
-    retimed = {id(one): dataclasses.replace(one, latency_ms=times[name]) for name, one in again.items()}
-    return [retimed.get(id(one), one) for one in trials]
+    accurate = sorted(
+        (trial for trial in trials if trial.uses_int8 and trial.accuracy_drop <= max_accuracy_drop),
+        key=lambda trial: trial.latency_ms,
+    )
+    finalists = [*(trial for trial in trials if not trial.uses_int8), *accurate[:_FINALISTS]]
+    by_key = {f"{trial.name}/{trial.arithmetic}": trial for trial in finalists}
+    times = median_times({key: compiled[key] for key in by_key}, validation_images[0], rounds=rounds)
+    remeasured = {id(trial): dataclasses.replace(trial, latency_ms=times[key]) for key, trial in by_key.items()}
+    return [remeasured.get(id(trial), trial) for trial in trials]
 
 
-def choose(trials: Sequence[Trial], *, max_loss: float) -> Trial | None:
-    """The fastest that is good enough and faster than the first, which is float32; None if there is none."""
-    plain, *others = trials
-    good = [one for one in others if one.has_int8 and one.loss <= max_loss and one.latency_ms < plain.latency_ms]
-    return min(good, key=lambda one: one.latency_ms, default=None)
+def select_best(trials: Sequence[Trial], *, max_accuracy_drop: float) -> Trial | None:
+    """Return the fastest int8 trial that is accurate enough and faster than the first trial, which is float32.
+
+    Returns None if there is none.
+    """
+    float32, *others = trials
+    eligible = [
+        trial
+        for trial in others
+        if trial.uses_int8 and trial.accuracy_drop <= max_accuracy_drop and trial.latency_ms < float32.latency_ms
+    ]
+    return min(eligible, key=lambda trial: trial.latency_ms, default=None)
 
 
-def table_of(trials: Sequence[Trial], best: Trial | None, *, judged: int, known: bool) -> str:
-    """The trials as text, the fastest first, the one that is written marked."""
-    plain = trials[0]
-    title = "top-1 lost" if known else "answers changed"
-    lines = [f"{'8 bits in':<34}{'rest in':<10}{'ms':>9}{'times':>8}{title:>18}  ({judged} held-out pictures)"]
+def format_trials(trials: Sequence[Trial], best: Trial | None, *, num_images: int, has_labels: bool) -> str:
+    """Format the trials as a text table, the fastest first, with "written" after the best."""
+    float32 = trials[0]
+    title = "top-1 drop" if has_labels else "changed predictions"
+    header = f"{'int8 layers':<34}{'other layers':<14}{'latency ms':>11}{'speed-up':>10}{title:>21}"
+    lines = [f"{header}  ({num_images} validation images)"]
     for trial in sorted(trials, key=lambda trial: trial.latency_ms):
-        loss = "-" if trial is plain else f"{trial.loss:.2%}"
-        mark = "  written" if trial is best else ""
-        speed = f"{plain.latency_ms / trial.latency_ms:.2f}x"
-        lines.append(f"{trial.name:<34}{trial.arithmetic:<10}{trial.latency_ms:>9.2f}{speed:>8}{loss:>18}{mark}")
+        drop = "-" if trial is float32 else f"{trial.accuracy_drop:.2%}"
+        suffix = "  written" if trial is best else ""
+        speed_up = f"{float32.latency_ms / trial.latency_ms:.2f}x"
+        lines.append(f"{trial.name:<34}{trial.arithmetic:<14}{trial.latency_ms:>11.2f}{speed_up:>10}{drop:>21}{suffix}")
     fastest = min(trials, key=lambda trial: trial.latency_ms)
-    if not fastest.has_int8 and fastest is not plain:
-        lines.append(f"{fastest.arithmetic} without 8 bits is the fastest; --half writes it")
+    if not fastest.uses_int8 and fastest is not float32:
+        lines.append(f"{fastest.arithmetic} without int8 is the fastest; export with --half to use it")
     return "\n".join(lines)
 
 
+def _header_of_trial(header: Header, trial: Trial, *, num_images: int, has_labels: bool) -> Header:
+    drop = f"top-1 drop {trial.accuracy_drop:.2%}" if has_labels else f"{trial.accuracy_drop:.2%} changed predictions"
+    note = f"int8: {trial.name}, other layers {trial.arithmetic}; {drop} on {num_images} validation images"
+    precision = "int8+bfloat16" if trial.arithmetic == "bfloat16" else "int8"
+    return dataclasses.replace(header, precision=precision, notes=(*header.notes, note))
+
+
 def _check(
-    loaded: Loaded,
+    loaded: LoadedModel,
     options: ExportOptions,
     format_: Format,
-    pictures: Sequence[Image.Image],
-    truths: Sequence[int] | None,
-    max_loss: float,
+    images: Sequence[Image.Image],
+    labels: Sequence[int] | None,
+    max_accuracy_drop: float,
 ) -> None:
     if format_.name != "openvino":
-        raise UsageError(f"--int8 is for --format openvino; the format is {format_.name}")
+        raise UsageError(f"--int8: expected --format openvino, got {format_.name}")
     if options.half:
         raise UsageError("int8 and half exclude each other; choose one")
     if loaded.task not in ("classify", "segment"):
-        raise UsageError(f"int8 is for networks that classify or segment; {loaded.name} is to {loaded.task}")
-    if len(pictures) < _LEAST_PICTURES:
-        raise UsageError(f"there are {len(pictures)} pictures to calibrate on; wanted at least {_LEAST_PICTURES}")
-    if truths is not None and (loaded.task != "classify" or len(truths) != len(pictures)):
-        raise UsageError(f"there are {len(truths)} truths for {len(pictures)} pictures; wanted one class for each")
-    if not 0 <= max_loss <= 1:
-        raise UsageError(f"max_loss is {max_loss}; wanted a share from 0 to 1")
+        raise UsageError(f"--int8: expected a network for classify or segment, got {loaded.name} for {loaded.task}")
+    if len(images) < _MIN_IMAGES:
+        raise UsageError(f"calibration images: expected at least {_MIN_IMAGES}, got {len(images)}")
+    if labels is not None and (loaded.task != "classify" or len(labels) != len(images)):
+        raise UsageError(
+            f"labels: expected one class index for each of {len(images)} images of a classifier, got {len(labels)}"
+        )
+    if not 0 <= max_accuracy_drop <= 1:
+        raise UsageError(f"max_accuracy_drop: expected 0 to 1, got {max_accuracy_drop}")
 
 
-def _as_seen(prepared: Prepared, pictures: Sequence[Image.Image]) -> list[np.ndarray]:
-    """The pictures (N, 3, H, W) as the network sees them; where the batch is fixed, each as often as that."""
-    batch, _, *sides = prepared.header.inputs[INPUT]
-    rule = prepared.header.preprocess
-    seen = [rule(picture) for picture in pictures]
-    if not isinstance(rule, Preprocess) and None not in sides:
-        seen = [one for one in seen if list(one.shape[1:]) == sides]
-        if len(seen) < _LEAST_PICTURES:
+def _preprocess(prepared: Prepared, images: Sequence[Image.Image]) -> list[np.ndarray]:
+    """Return the preprocessed images (N, 3, H, W), each repeated to the batch size where it is fixed."""
+    batch_size, _, *sides = prepared.header.inputs[INPUT]
+    preprocess = prepared.header.preprocess
+    tensors = [preprocess(image) for image in images]
+    if not isinstance(preprocess, CenterCropPreprocess) and None not in sides:
+        tensors = [tensor for tensor in tensors if list(tensor.shape[1:]) == sides]
+        if len(tensors) < _MIN_IMAGES:
             raise UsageError(
-                f"{len(seen)} of {len(pictures)} pictures are seen as {sides[0]} x {sides[1]}; wanted at least "
-                f"{_LEAST_PICTURES}, or a file with --dynamic"
+                f"calibration images: expected at least {_MIN_IMAGES} of {sides[0]} x {sides[1]} after preprocessing, "
+                f"got {len(tensors)} of {len(images)}; give others, or export with --dynamic"
             )
-    return [one[None].expand(batch or 1, -1, -1, -1).contiguous().numpy() for one in seen]
+    return [tensor[None].expand(batch_size or 1, -1, -1, -1).contiguous().numpy() for tensor in tensors]
 
 
-def _quantise(nncf: Any, plain: Any, calibration: Sequence[np.ndarray]) -> Any:
-    """Every layer with 8-bit weights and inputs, by NNCF's own rules; biases stay, so that layers can be spared."""
+def _quantize(nncf: Any, original: Any, calibration_images: Sequence[np.ndarray]) -> Any:
+    """Quantize weights and inputs of every layer by NNCF's default scheme.
+
+    Biases are not corrected, because the correction would stay wrong in layers that are later excluded.
+    """
     advanced = nncf.AdvancedQuantizationParameters(disable_bias_correction=True)
     with (
-        quiet_log("nncf"),
-        quiet_log("torch.utils.cpp_extension"),  # which tells those without a GPU that they have none
-        contextlib.redirect_stdout(sys.stderr),  # NNCF draws a bar
+        suppress_log("nncf"),
+        suppress_log("torch.utils.cpp_extension"),  # warns that there is no GPU
+        contextlib.redirect_stdout(sys.stderr),  # NNCF prints a progress bar
     ):
         return nncf.quantize(
-            plain, nncf.Dataset(calibration), subset_size=len(calibration), advanced_parameters=advanced
+            original,
+            nncf.Dataset(calibration_images),
+            subset_size=len(calibration_images),
+            advanced_parameters=advanced,
         )
 
 
-def _answers(network: Any, pictures: Sequence[np.ndarray]) -> Answers:
-    return [np.asarray(network([picture])[0][0].argmax(axis=0)) for picture in pictures]
+def _predict(network: Any, images: Sequence[np.ndarray]) -> Predictions:
+    return [np.asarray(network([image])[0][0].argmax(axis=0)) for image in images]
 
 
-def _loss(answers: Answers, right: Answers, truths: Sequence[int] | None) -> float:
-    if truths is not None:
-        pairs = [(a == truth, r == truth) for a, r, truth in zip(answers, right, truths, strict=True)]
-        return float(np.mean([float(r) - float(a) for a, r in pairs]))
-    return float(np.mean([(a != r).mean() for a, r in zip(answers, right, strict=True)]))
-
-
-def _loss_in_words(trial: Trial, known: bool) -> str:
-    return f"{trial.loss:.2%} of top-1 lost" if known else f"{trial.loss:.2%} of the answers are not float32's"
+def _accuracy_drop(predictions: Predictions, reference: Predictions, labels: Sequence[int] | None) -> float:
+    if labels is not None:
+        triples = zip(predictions, reference, labels, strict=True)
+        return float(np.mean([float(expected == label) - float(got == label) for got, expected, label in triples]))
+    return float(np.mean([(got != expected).mean() for got, expected in zip(predictions, reference, strict=True)]))

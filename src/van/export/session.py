@@ -1,10 +1,10 @@
-"""An exported network, asked as the one in PyTorch is.
+"""Sessions: an exported network with the interface of the one in PyTorch.
 
-A runtime maps pictures (N, 3, H, W), and their sizes where it is told them, to arrays; what a task's ``decode`` reads
-is made of them here, once for all formats. Shapes: classification answers (N, 3, H, W) with logits (N, K);
-segmentation a list of (3, h, w) with a list of logits (K, h, w); detection such a list with dictionaries of boxes
-(K, 4), labels (K,), scores (K,) and, for instances, masks (K, 1, h, w); panoptic segmentation one with class_logits
-(Q, K + 1) and mask_logits (Q, h, w).
+A runtime maps images (N, 3, H, W), and their sizes where the graph takes them, to arrays; this module converts them
+to the input of a task's ``decode``, for all formats. Shapes: classification maps (N, 3, H, W) to logits (N, K);
+segmentation maps a list of (3, h, w) to a list of logits (K, h, w); detection maps such a list to dictionaries of
+boxes (K, 4), labels (K,), scores (K,) and, for instances, masks (K, 1, h, w); panoptic segmentation maps one to
+dictionaries of class_logits (Q, K + 1) and mask_logits (Q, h, w).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,41 +15,41 @@ from torch import Tensor, nn
 
 from van.errors import ShapeError, UsageError
 from van.export.header import Header
-from van.export.heads import Decoder, head_of
-from van.export.writing import INPUT, LEAST_PX, SIZES, whole_sizes
-from van.models.canvas import Size, group_by_canvas, sizes_of, stack_padded
+from van.export.heads import Decoder, find_head
+from van.export.writing import INPUT, MIN_SIZE, SIZES, full_sizes
+from van.models.padding import Size, group_by_padded_size, sizes_of, stack_padded
 
 Runtime = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
-"""The header's inputs, in their order, float32, contiguous and on the CPU, to its outputs in their order."""
+"""Maps the header's inputs (in order, float32, contiguous, on the CPU) to its outputs (in order)."""
 
 
 class Session(Protocol):
-    """What every format gives; several threads may ask at once."""
+    """The interface of an opened file in every format; thread-safe."""
 
     header: Header
 
-    def __call__(self, pictures: Tensor | list[Tensor]) -> Any:
-        """The network's answer, as ``van.tasks`` decodes it."""
+    def __call__(self, images: Tensor | list[Tensor]) -> Any:
+        """Return the network's outputs as the task's ``decode`` takes them."""
         ...
 
-    def run(self, pictures: Tensor, sizes: Sequence[Size] | None = None) -> list[Tensor]:
-        """The header's outputs for (N, 3, H, W), before anything is made of them.
+    def run(self, images: Tensor, sizes: Sequence[Size] | None = None) -> list[Tensor]:
+        """Return the header's outputs for (N, 3, H, W), before post-processing.
 
-        ``sizes`` are the pictures' own rows and columns; that of the canvas if None.
+        ``sizes`` are the rows and columns of each image before padding; those of the padded images if None.
         """
         ...
 
     def close(self) -> None:
-        """Let go of what the runtime holds; the session answers no more."""
+        """Release the runtime's resources; the session cannot predict afterwards."""
         ...
 
 
 class ExportedNetwork(nn.Module):
-    """A ``Session`` that stands where a network stood: in evaluation, without parameters, on the CPU.
+    """A ``Session`` that replaces a network: in evaluation mode, without parameters, on the CPU.
 
     Args:
         header: of the file.
-        runtime: see above.
+        runtime: maps inputs to outputs.
     """
 
     def __init__(self, header: Header, runtime: Runtime) -> None:
@@ -57,79 +57,78 @@ class ExportedNetwork(nn.Module):
         self.header = header
         self._runtime: Runtime | None = runtime
         self._shape = header.inputs[INPUT]
-        head = head_of(header.model_options)
+        head = find_head(header.model_options)
         self._decoder: Decoder | None = None if head is None else head.decoder(header)
         self.eval()
 
-    def forward(self, pictures: Tensor | list[Tensor]) -> Any:
-        """Answer.
+    def forward(self, images: Tensor | list[Tensor]) -> Any:
+        """Return the network's outputs as the task's ``decode`` takes them.
 
         Raises:
             ShapeError: the file was exported for another size.
             UsageError: the session is closed.
         """
         if self._decoder is not None:
-            return self._things(list(pictures), self._decoder)
-        if isinstance(pictures, Tensor):
-            return self.run(pictures)[0]
-        answers: dict[int, Tensor] = {}
-        for places in group_by_canvas(sizes_of(pictures), lambda sizes: sizes[0]).values():
-            (found,) = self.run(torch.stack([pictures[place] for place in places]))
-            answers |= zip(places, found, strict=True)
-        return [answers[place] for place in range(len(pictures))]
+            return self._run_and_decode(list(images), self._decoder)
+        if isinstance(images, Tensor):
+            return self.run(images)[0]
+        predictions: dict[int, Tensor] = {}
+        for places in group_by_padded_size(sizes_of(images), lambda sizes: sizes[0]).values():
+            (logits,) = self.run(torch.stack([images[place] for place in places]))
+            predictions |= zip(places, logits, strict=True)
+        return [predictions[place] for place in range(len(images))]
 
-    def run(self, pictures: Tensor, sizes: Sequence[Size] | None = None) -> list[Tensor]:
-        """What the runtime itself gives, in batches of the size that the file has.
+    def run(self, images: Tensor, sizes: Sequence[Size] | None = None) -> list[Tensor]:
+        """Return the runtime's outputs, computed in batches of the file's batch size.
 
         Args:
-            pictures: (N, 3, H, W), of any float dtype, layout and device.
-            sizes: rows and columns of each, without what fills up its canvas; read where the header wants them.
+            images: (N, 3, H, W), of any float dtype, layout and device.
+            sizes: rows and columns of each image before padding; used if the header has the input ``sizes``.
         """
         if self._runtime is None:
             raise UsageError("the session is closed; open the file again")
-        self._want(tuple(pictures.shape))
-        ready = {INPUT: pictures.detach().to("cpu", torch.float32).contiguous()}
+        self._check_shape(tuple(images.shape))
+        inputs = {INPUT: images.detach().to("cpu", torch.float32).contiguous()}
         if SIZES in self.header.inputs:
-            ready[SIZES] = whole_sizes(pictures) if sizes is None else torch.tensor(sizes, dtype=torch.float32)
-        fixed = self._shape[0]
-        if fixed is None:
-            return list(self._runtime(ready))
-        batches = zip(*(_batches(values, fixed) for values in ready.values()), strict=True)
-        parts = [list(self._runtime(dict(zip(ready, batch, strict=True)))) for batch in batches]
-        if (
-            len(parts) == 1
-        ):  # to put one together wakes PyTorch's threads, which then spin where the runtime's want to work
-            return [output[: len(pictures)] for output in parts[0]]
-        return [torch.cat(outputs)[: len(pictures)] for outputs in zip(*parts, strict=True)]
+            inputs[SIZES] = full_sizes(images) if sizes is None else torch.tensor(sizes, dtype=torch.float32)
+        batch_size = self._shape[0]
+        if batch_size is None:
+            return list(self._runtime(inputs))
+        batches = zip(*(_batches(values, batch_size) for values in inputs.values()), strict=True)
+        results = [list(self._runtime(dict(zip(inputs, batch, strict=True)))) for batch in batches]
+        # torch.cat would wake PyTorch's threads, which then spin and slow down those of the runtime.
+        if len(results) == 1:
+            return [output[: len(images)] for output in results[0]]
+        return [torch.cat(outputs)[: len(images)] for outputs in zip(*results, strict=True)]
 
     def close(self) -> None:
-        """Let go of what the runtime holds."""
+        """Release the runtime's resources."""
         self._runtime = None
 
-    def _things(self, pictures: list[Tensor], decoder: Decoder) -> list[dict[str, Tensor]]:
-        sizes = sizes_of(pictures)
-        answers: dict[int, dict[str, Tensor]] = {}
-        for canvas, places in group_by_canvas(sizes, decoder.canvas).items():
-            own = [sizes[place] for place in places]
-            outputs = self.run(stack_padded([pictures[place] for place in places], canvas), own)
-            answers |= zip(places, decoder(outputs, own, canvas), strict=True)
-        return [answers[place] for place in range(len(pictures))]
+    def _run_and_decode(self, images: list[Tensor], decoder: Decoder) -> list[dict[str, Tensor]]:
+        sizes = sizes_of(images)
+        predictions: dict[int, dict[str, Tensor]] = {}
+        for padded_size, places in group_by_padded_size(sizes, decoder.padded_size).items():
+            group_sizes = [sizes[place] for place in places]
+            outputs = self.run(stack_padded([images[place] for place in places], padded_size), group_sizes)
+            predictions |= zip(places, decoder(outputs, group_sizes, padded_size), strict=True)
+        return [predictions[place] for place in range(len(images))]
 
-    def _want(self, seen: tuple[int, ...]) -> None:
-        wanted = self._shape
-        pairs = list(zip(seen[1:], wanted[1:], strict=False))
-        if len(seen) == len(wanted) and all(s >= LEAST_PX if w is None else s == w for s, w in pairs):
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        expected = self._shape
+        sides = list(zip(shape[1:], expected[1:], strict=False))
+        if len(shape) == len(expected) and all(s >= MIN_SIZE if e is None else s == e for s, e in sides):
             return
-        shown = " x ".join(f"at least {LEAST_PX}" if side is None else str(side) for side in wanted[1:])
-        hint = "" if None in wanted[1:] else "; export it with --dynamic, or for that size"
+        described = " x ".join(f"at least {MIN_SIZE}" if side is None else str(side) for side in expected[1:])
+        hint = "" if None in expected[1:] else "; export the network with --dynamic, or for that size"
         raise ShapeError(
-            f"the network was exported for pictures of {shown}, and sees {' x '.join(map(str, seen[1:]))}{hint}"
+            f"images: expected {described} after preprocessing, got {' x '.join(map(str, shape[1:]))}{hint}"
         )
 
 
-def _batches(values: Tensor, count: int) -> list[Tensor]:
-    """So many of them at a time, the last ones followed by empty ones: a batch of fixed size has no fewer."""
-    *full, last = values.split(count)
-    if len(last) == count:  # a copy would wake PyTorch's threads, which then spin where the runtime's want to work
+def _batches(values: Tensor, batch_size: int) -> list[Tensor]:
+    """Split into batches of exactly ``batch_size``; the last one is filled up with zeros, as static shapes require."""
+    *full, last = values.split(batch_size)
+    if len(last) == batch_size:  # a copy would wake PyTorch's threads, see ``run``
         return [*full, last]
-    return [*full, torch.cat([last, last.new_zeros(count - len(last), *last.shape[1:])])]
+    return [*full, torch.cat([last, last.new_zeros(batch_size - len(last), *last.shape[1:])])]

@@ -1,7 +1,7 @@
-"""An exported file held against the network in PyTorch, on pictures, from the file's pixels to the answer.
+"""Verification of an exported file against the network in PyTorch, from image to prediction.
 
-The session sees a picture by the rule in its own header, the network by the rule in the checkpoint: a file with
-another rule answers differently, and so does one with changed weights.
+The session preprocesses an image by the header of the file, the network by the checkpoint: a difference in the
+preprocessing is detected, and so are changed weights.
 """
 
 import dataclasses
@@ -19,249 +19,261 @@ from torchvision.ops import box_iou
 
 from van.checkpoint import atomic_path
 from van.errors import CheckpointError, UsageError
-from van.export import anchors, two_stage
+from van.export import decode_anchors, decode_two_stage
+from van.export.decode_two_stage import ROI_MASKS
 from van.export.formats import Format
 from van.export.header import Precision
 from van.export.session import Session
-from van.export.writing import ExportOptions, at_size
-from van.models.canvas import common_canvas, sizes_of, stack_padded
-from van.models.load import Loaded
+from van.export.writing import ExportOptions, with_image_size
+from van.models.load import LoadedModel
+from van.models.padding import common_padded_size, sizes_of, stack_padded
 from van.ops import use_backend
 
 TOLERANCES: dict[Precision, float] = {
     "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 0.3, "int8+bfloat16": 0.3,
 }  # fmt: skip
-"""Of the largest difference, as a share of the largest output. Sums in another order cost float32 some 1e-6 of that;
-float16 has 11 bits and bfloat16 8, and a network of fifty layers rounds some hundred times; int8 was seen
-to differ by 0.04 (a trained VAN-B2) to 0.18 (one with random weights), and is judged by its agreement first."""
-LEAST_AGREEMENT = 0.9
-"""Answers that must be the same in any precision. Where outputs are within their tolerance only near ties differ."""
-_SAME_IOU = 0.9
-_SAME_MASK = 0.25
-"""Mean difference of the probabilities in a box: a box that is a hair larger may be pooled from another level."""
-_WORTH = 0.5
-"""Things with at least this share of a picture's best score are looked for in the other's answer."""
+"""Maximum absolute difference, as a fraction of the largest output. The order of summation costs float32 about 1e-6 of
+it; float16 has 11 bits of significand and bfloat16 8, and a network of fifty layers rounds about a hundred times; int8
+differed by 0.04 (a trained VAN-B2) to 0.18 (random weights), so there the agreement is the stricter criterion."""
+MIN_AGREEMENT = 0.9
+"""Fraction of equal predictions in every precision; with outputs within the tolerance only near ties differ."""
+_MIN_IOU = 0.9
+_MAX_MASK_DIFF = 0.25
+"""Mean difference of probabilities in a box: a slightly larger box may be pooled from another pyramid level."""
+_MIN_RELATIVE_SCORE = 0.5
+"""Detections with at least this fraction of the image's best score must have a match in the other prediction."""
+
+Comparison = tuple[float, float, float]
+"""Maximum absolute difference, the same relative to the largest output, and agreement."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verification:
-    """How far a session is from PyTorch.
+    """The differences between a session and PyTorch.
 
     Args:
-        max_difference: the largest absolute one, of logits; of other detectors than those of one stage, of scores.
-        relative: the same as a share of the largest output in PyTorch; of boxes, of the picture's longer side; of
-            masks, the mean of all inside their boxes.
-        agreement: share of pictures (their best class), of pixels, of queries for masks, or of things found by both,
-            with the same name.
-        same_labels: whether the file has the checkpoint's labels.
-        pictures: how many were compared.
+        max_abs_diff: maximum absolute difference of logits; of scores, for other detectors than one-stage ones.
+        relative_diff: the same as a fraction of PyTorch's largest output; for boxes, of the image's longer side; for
+            masks, the mean difference inside the boxes.
+        agreement: fraction of images (their best class), of pixels, of mask queries, or of matched detections, with
+            the same class.
+        class_names_match: whether the file has the checkpoint's class names.
+        num_images: number of compared images.
     """
 
-    max_difference: float
-    relative: float
+    max_abs_diff: float
+    relative_diff: float
     agreement: float
-    same_labels: bool
-    pictures: int
+    class_names_match: bool
+    num_images: int
 
-    def within(self, tolerance: float) -> bool:
-        """Whether the file answers as the network does."""
-        return self.same_labels and self.relative <= tolerance and self.agreement >= LEAST_AGREEMENT
+    def is_within(self, tolerance: float) -> bool:
+        """Return whether the file predicts what the network does, up to a relative difference of ``tolerance``."""
+        return self.class_names_match and self.relative_diff <= tolerance and self.agreement >= MIN_AGREEMENT
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return JSON-serializable values."""
         return dataclasses.asdict(self)
 
 
-def verify(session: Session, loaded: Loaded, pictures: Sequence[Image.Image]) -> Verification:
-    """Compare the session's answers with those of the network in PyTorch, in float32 and as it was trained.
+def verify(session: Session, loaded: LoadedModel, images: Sequence[Image.Image]) -> Verification:
+    """Compare the session's outputs with those of the unfused network in PyTorch in float32.
 
     Args:
         session: on the exported file.
-        loaded: what was exported, at the size it was exported for (``van.export.writing.at_size``).
-        pictures: of sizes that the file takes.
+        loaded: the exported network, at its exported image size (``van.export.writing.with_image_size``).
+        images: of sizes that the file accepts.
 
     Raises:
-        ShapeError: the file takes no picture of such a size.
-        UsageError: there are no pictures.
+        ShapeError: the file does not accept an image of this size.
+        UsageError: there are no images.
     """
-    if not pictures:
-        raise UsageError("there are no pictures to compare answers on; wanted at least one")
-    compare = {"classify": _classes, "segment": _maps, "panoptic": _queries}.get(loaded.task, _things)
+    if not images:
+        raise UsageError("verification images: expected at least 1, got 0")
+    compare = {"classify": _compare_logits, "segment": _compare_maps, "panoptic": _compare_queries}.get(
+        loaded.task, _compare_detections
+    )
     rows = []
-    for picture in pictures:
+    for image in images:
         with torch.inference_mode(), use_backend("reference"):
-            rows.append(compare(session, loaded, session.header.preprocess(picture), loaded.preprocess(picture)))
+            rows.append(compare(session, loaded, session.header.preprocess(image), loaded.preprocess(image)))
     differences, relatives, agreements = zip(*rows, strict=True)
     return Verification(
-        max_difference=max(differences),
-        relative=max(relatives),
+        max_abs_diff=max(differences),
+        relative_diff=max(relatives),
         agreement=sum(agreements) / len(agreements),
-        same_labels=session.header.labels == loaded.labels,
-        pictures=len(pictures),
+        class_names_match=session.header.class_names == loaded.class_names,
+        num_images=len(images),
     )
 
 
 def write_verified(
-    loaded: Loaded,
+    loaded: LoadedModel,
     path: Path,
     format_: Format,
     *,
     options: ExportOptions,
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     tolerance: float | None = None,
 ) -> Verification:
-    """Write a file beside its place, hold it against PyTorch there, and move it into place if it is good.
+    """Write a temporary file, verify it against PyTorch, and move it to ``path`` if it passes.
 
     Args:
-        loaded: what to export.
+        loaded: the network to export.
         path: of the file, with the format's suffix.
         format_: one of ``van.export.formats.FORMATS``.
-        options: which way.
-        pictures: to compare answers on.
+        options: of the export.
+        images: for the comparison.
         tolerance: of the relative difference; that of the file's precision if None.
 
     Raises:
-        CheckpointError: the place cannot be written, or the file does not answer as the network does; what stood
-            there before still stands.
-        UsageError: the network cannot be exported; or the name has another suffix.
+        CheckpointError: ``path`` cannot be written, or the verification failed; an existing file is unchanged.
+        UsageError: the network cannot be exported, or ``path`` has another suffix.
     """
     if not path.name.lower().endswith(format_.suffix):
-        raise UsageError(f"--out is {path}; wanted a name ending in {format_.suffix} for {format_.name}")
-    loaded = at_size(loaded, options.size_px)
-    options = dataclasses.replace(options, size_px=None)
-    for beside in format_.files(path)[1:]:
-        if beside.exists() and not beside.is_file():
-            raise CheckpointError(f"cannot write {beside}: it is not a file that can be replaced")
+        raise UsageError(f"--out: expected a name ending in {format_.suffix} for {format_.name}, got {path}")
+    loaded = with_image_size(loaded, options.image_size)
+    options = dataclasses.replace(options, image_size=None)
+    for companion in format_.all_files(path)[1:]:
+        if companion.exists() and not companion.is_file():
+            raise CheckpointError(f"cannot write {companion}: it is not a regular file; choose another path")
     with atomic_path(path) as temporary:
         format_.write(loaded, temporary, options=options)
         session = format_.open(temporary)
-        found = verify(session, loaded, pictures)
-        wanted = TOLERANCES[session.header.precision] if tolerance is None else tolerance
+        verification = verify(session, loaded, images)
+        max_diff = TOLERANCES[session.header.precision] if tolerance is None else tolerance
         session.close()
-        if not found.within(wanted):
-            raise CheckpointError(_why(found, wanted, path))
+        if not verification.is_within(max_diff):
+            raise CheckpointError(_failure_message(verification, max_diff, path))
         target = path.resolve()
-        for made, place in zip(format_.files(temporary)[1:], format_.files(target)[1:], strict=True):
-            shutil.move(made, place)  # first: the seal refuses the old file beside them
-    return found
+        # Companions first: if the move of the main file fails, its old version is rejected by its checksum.
+        for source, destination in zip(format_.all_files(temporary)[1:], format_.all_files(target)[1:], strict=True):
+            shutil.move(source, destination)
+    return verification
 
 
-def made_pictures(count: int, size: tuple[int, int] | None = None) -> list[Image.Image]:
-    """Pictures that show nothing, for want of others: patches of colour in noise, by a fixed seed.
+def synthetic_images(count: int, size: tuple[int, int] | None = None) -> list[Image.Image]:
+    """Return color patches with noise, from a fixed seed, for a verification without images.
 
     Args:
-        count: how many.
-        size: their rows and columns; of different sizes if None.
+        count: number of images.
+        size: rows and columns of all images; different sizes if None.
     """
     random = np.random.default_rng(0)
-    pictures = []
+    images = []
     for place in range(count):
         rows, columns = size or (240 + 37 * (place % 3), 320 - 41 * (place % 4))
         patches = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((columns, rows))
         noise = random.normal(0, 20, (rows, columns, 3))
-        pictures.append(Image.fromarray((np.asarray(patches) + noise).clip(0, 255).astype(np.uint8)))
-    return pictures
+        images.append(Image.fromarray((np.asarray(patches) + noise).clip(0, 255).astype(np.uint8)))
+    return images
 
 
-def _why(found: Verification, tolerance: float, path: Path) -> str:
-    named = "" if found.same_labels else " and other labels"
+def _failure_message(verification: Verification, tolerance: float, path: Path) -> str:
+    class_names = "" if verification.class_names_match else "; the class names differ"
     return (
-        f"{path} was not written: on {found.pictures} pictures it differs from PyTorch by {found.relative:.2g} of the "
-        f"largest output, wanted at most {tolerance:g}, and agrees in {found.agreement:.1%} of the answers, wanted "
-        f"{LEAST_AGREEMENT:.0%}{named}. Give pictures of the kind it was trained on with --pictures, leave out --half "
-        "or --int8, or accept more with --tolerance."
+        f"{path}: not written: the export differs from PyTorch on {verification.num_images} images: maximum absolute "
+        f"difference, relative to the largest output: expected at most {tolerance:g}, got "
+        f"{verification.relative_diff:.2g}; equal predictions: expected at least {MIN_AGREEMENT:.0%}, got "
+        f"{verification.agreement:.1%}{class_names}. Give images from the domain of the training data with --images, "
+        "leave out --half or --int8, or raise --tolerance."
     )
 
 
-def _classes(session: Session, loaded: Loaded, seen: Tensor, ready: Tensor) -> tuple[float, float, float]:
-    found, right = session(seen[None]), loaded.model.eval()(ready[None])
-    difference, relative = _distance(found, right)
-    same = _name(session.header.labels, found.argmax()) == _name(loaded.labels, right.argmax())
+def _compare_logits(session: Session, loaded: LoadedModel, ours: Tensor, theirs: Tensor) -> Comparison:
+    """Compare classification logits; ``ours`` is the image preprocessed by the header, ``theirs`` by the checkpoint."""
+    outputs, expected = session(ours[None]), loaded.model.eval()(theirs[None])
+    difference, relative = _difference(outputs, expected)
+    # Class names are compared, not indices, because the file's names may be in another order.
+    same = session.header.class_names[int(outputs.argmax())] == loaded.class_names[int(expected.argmax())]
     return difference, relative, float(same)
 
 
-def _maps(session: Session, loaded: Loaded, seen: Tensor, ready: Tensor) -> tuple[float, float, float]:
-    (found,), (right,) = session([seen]), loaded.model.eval()([ready])
-    difference, relative = _distance(found, right)
-    if found.shape != right.shape:
+def _compare_maps(session: Session, loaded: LoadedModel, ours: Tensor, theirs: Tensor) -> Comparison:
+    (outputs,), (expected,) = session([ours]), loaded.model.eval()([theirs])
+    difference, relative = _difference(outputs, expected)
+    if outputs.shape != expected.shape:
         return difference, relative, 0.0
-    return difference, relative, (found.argmax(0) == right.argmax(0)).float().mean().item()
+    return difference, relative, (outputs.argmax(0) == expected.argmax(0)).float().mean().item()
 
 
-def _queries(session: Session, loaded: Loaded, seen: Tensor, ready: Tensor) -> tuple[float, float, float]:
-    (found,), (right,) = session([seen]), loaded.model.eval()([ready])
-    differences, relatives = zip(*(_distance(found[name], right[name]) for name in right), strict=True)
-    same = found["class_logits"].argmax(-1) == right["class_logits"].argmax(-1)
+def _compare_queries(session: Session, loaded: LoadedModel, ours: Tensor, theirs: Tensor) -> Comparison:
+    (outputs,), (expected,) = session([ours]), loaded.model.eval()([theirs])
+    differences, relatives = zip(*(_difference(outputs[name], expected[name]) for name in expected), strict=True)
+    same = outputs["class_logits"].argmax(-1) == expected["class_logits"].argmax(-1)
     return max(differences), max(relatives), same.float().mean().item()
 
 
-def _things(session: Session, loaded: Loaded, seen: Tensor, ready: Tensor) -> tuple[float, float, float]:
-    (found,), (right,) = session([seen]), loaded.model.eval()([ready])
-    longer = max(ready.shape[1:])
-    difference, relative, agreement = _matched(found, right, longer)
-    if loaded.options["head"] in anchors.OUTPUTS:  # its things may be none; then the anchors still have their scores
-        canvas = common_canvas(sizes_of([ready]))
-        heads: nn.Module = anchors.AnchorHeads(loaded.model)
-        if ready.shape != seen.shape:
+def _compare_detections(session: Session, loaded: LoadedModel, ours: Tensor, theirs: Tensor) -> Comparison:
+    (detections,), (expected,) = session([ours]), loaded.model.eval()([theirs])
+    longer_side = max(theirs.shape[1:])
+    difference, relative, agreement = match_detections(detections, expected, longer_side)
+    # An image may have no detections above the threshold; the raw outputs are then still compared.
+    if loaded.options["head"] in decode_anchors.OUTPUTS:
+        padded_size = common_padded_size(sizes_of([theirs]))
+        heads: nn.Module = decode_anchors.TracedAnchorHead(loaded.model)
+        if theirs.shape != ours.shape:
             return math.inf, math.inf, 0.0
-        rows = zip(session.run(stack_padded([seen], canvas)), heads(stack_padded([ready], canvas)), strict=True)
-        distances = [_distance(ours, theirs) for ours, theirs in rows]
-        difference = max(each for each, _ in distances)
-        relative = max(each for _, each in distances)
-    if loaded.options["head"] in two_stage.OUTPUTS:  # things that score too little have boxes and masks, too
-        names = two_stage.OUTPUTS[loaded.options["head"]]
-        size = (seen.shape[1], seen.shape[2])
-        canvas = common_canvas([size])
-        (outputs,) = zip(*session.run(stack_padded([seen], canvas), [size]), strict=True)
-        found, right = two_stage.things_of(outputs, names), two_stage.of_any_score(loaded.model, ready)
-        of_any = _matched(found, right, longer, both_ways=False)
-        difference, relative = max(difference, of_any[0]), max(relative, of_any[1])
-        agreement = min(agreement, of_any[2])
+        outputs = session.run(stack_padded([ours], padded_size))
+        pairs = zip(outputs, heads(stack_padded([theirs], padded_size)), strict=True)
+        differences = [_difference(output, reference) for output, reference in pairs]
+        difference = max(absolute for absolute, _ in differences)
+        relative = max(share for _, share in differences)
+    if loaded.options["head"] in decode_two_stage.OUTPUTS:
+        names = decode_two_stage.OUTPUTS[loaded.options["head"]]
+        size = (ours.shape[1], ours.shape[2])
+        padded_size = common_padded_size([size])
+        (outputs,) = zip(*session.run(stack_padded([ours], padded_size), [size]), strict=True)
+        detections = decode_two_stage.valid_detections(outputs, names)
+        expected = decode_two_stage.predict_any_score(loaded.model, theirs)
+        unfiltered = match_detections(detections, expected, longer_side, both_ways=False)
+        difference, relative = max(difference, unfiltered[0]), max(relative, unfiltered[1])
+        agreement = min(agreement, unfiltered[2])
     return difference, relative, agreement
 
 
-def _distance(found: Tensor, right: Tensor) -> tuple[float, float]:
-    """The largest difference, and the same as a share of the largest output; infinite where something is no number."""
-    if found.shape != right.shape:
+def _difference(outputs: Tensor, expected: Tensor) -> tuple[float, float]:
+    """Return the maximum absolute difference, also relative to the largest output; infinite for non-finite values."""
+    if outputs.shape != expected.shape:
         return math.inf, math.inf
-    difference = (found.double().cpu() - right.double().cpu()).abs().max().item()
+    difference = (outputs.double().cpu() - expected.double().cpu()).abs().max().item()
     if not math.isfinite(difference):
         return math.inf, math.inf
-    return difference, difference / max(right.abs().max().item(), torch.finfo(torch.float32).tiny)
+    return difference, difference / max(expected.abs().max().item(), torch.finfo(torch.float32).tiny)
 
 
-def _matched(
-    found: dict[str, Tensor], right: dict[str, Tensor], longer: int, *, both_ways: bool = True
-) -> tuple[float, float, float]:
-    """The largest difference of scores, the same or that of boxes as a share, and the share of things with a partner.
+def match_detections(
+    detections: dict[str, Tensor], expected: dict[str, Tensor], longer_side: int, *, both_ways: bool = True
+) -> Comparison:
+    """Match two predictions of one image by class and IoU, and compare the matched detections.
 
-    Each side's better things look for a partner among all of the other's; if not ``both_ways``, the found ones do.
-    Masks inside the boxes are compared, too, where there are any.
+    Detections with a high score are matched to any of the other prediction, in both directions or, without
+    ``both_ways``, only from ``detections`` to ``expected``. ROI masks are compared too, where there are any.
+
+    Returns:
+        The maximum absolute difference of scores, the maximum relative difference of scores, boxes and masks, and the
+        fraction of detections with a match.
     """
-    scores, shares, partners, looked_for = [0.0], [0.0], 0, 0
-    for ours, theirs in ((found, right), (right, found))[: 2 if both_ways else 1]:
+    score_diffs, relative_diffs, matched, total = [0.0], [0.0], 0, 0
+    for ours, theirs in ((detections, expected), (expected, detections))[: 2 if both_ways else 1]:
         if not len(ours["scores"]):
             continue
-        worth = ours["scores"] >= _WORTH * ours["scores"].max()
-        looked_for += int(worth.sum())
+        relevant = ours["scores"] >= _MIN_RELATIVE_SCORE * ours["scores"].max()
+        total += int(relevant.sum())
         if not len(theirs["scores"]):
             continue
-        same = ours["labels"][worth][:, None] == theirs["labels"][None]
-        overlap = torch.where(same, box_iou(ours["boxes"][worth], theirs["boxes"]), 0.0)
-        best, place = overlap.max(dim=1)
-        near = best >= _SAME_IOU
-        if two_stage.MASKS in ours and two_stage.MASKS in theirs:
-            masks = (ours[two_stage.MASKS][worth] - theirs[two_stage.MASKS][place]).abs().mean(dim=(1, 2))
-            near = near & (masks <= _SAME_MASK)
-            shares += [masks[near].mean().item()] if near.any() else []
-        partners += int(near.sum())
-        if near.any():
-            score = (ours["scores"][worth] - theirs["scores"][place])[near].abs().max().item()
-            box = (ours["boxes"][worth] - theirs["boxes"][place])[near].abs().max().item()
-            scores.append(score)
-            shares.append(max(score, box / longer))
-    return max(scores), max(shares), partners / looked_for if looked_for else 1.0
-
-
-def _name(labels: Sequence[str], index: Tensor) -> str:
-    return labels[int(index)]
+        same_class = ours["labels"][relevant][:, None] == theirs["labels"][None]
+        overlap = torch.where(same_class, box_iou(ours["boxes"][relevant], theirs["boxes"]), 0.0)
+        best_iou, index = overlap.max(dim=1)
+        is_match = best_iou >= _MIN_IOU
+        if ROI_MASKS in ours and ROI_MASKS in theirs:
+            mask_diffs = (ours[ROI_MASKS][relevant] - theirs[ROI_MASKS][index]).abs().mean(dim=(1, 2))
+            is_match = is_match & (mask_diffs <= _MAX_MASK_DIFF)
+            relative_diffs += [mask_diffs[is_match].mean().item()] if is_match.any() else []
+        matched += int(is_match.sum())
+        if is_match.any():
+            score_diff = (ours["scores"][relevant] - theirs["scores"][index])[is_match].abs().max().item()
+            box_diff = (ours["boxes"][relevant] - theirs["boxes"][index])[is_match].abs().max().item()
+            score_diffs.append(score_diff)
+            relative_diffs.append(max(score_diff, box_diff / longer_side))
+    return max(score_diffs), max(relative_diffs), matched / total if total else 1.0

@@ -1,6 +1,6 @@
-"""The 150 classes of ADE20K's scene parsing, in the order of its maps, which count them from 1.
+"""The 150 class names of ADE20K's scene parsing, in the order of its annotation maps, which count them from 1.
 
-Source: Zhou et al. 2017, "Scene Parsing through ADE20K Dataset", and its benchmark's list, each by its first name.
+Source: Zhou et al. 2017, "Scene Parsing through ADE20K Dataset"; of each synonym list in the benchmark the first.
 """
 
 ADE20K_LABELS = (
@@ -19,4 +19,4 @@ ADE20K_LABELS = (
     "dishwasher", "screen", "blanket", "sculpture", "hood", "sconce", "vase", "traffic light", "tray", "ashcan", "fan",
     "pier", "crt screen", "plate", "monitor", "bulletin board", "shower", "radiator", "glass", "clock", "flag",
 )  # fmt: skip
-"""A map's 1 is the first of these; its 0 is no class."""
+"""Value 1 of a map is the first of these; value 0 is no class."""

@@ -1,6 +1,6 @@
-"""Fresh networks by name: any timm model, or VAN with a head for detection or segmentation.
+"""Model creation by name: any timm model, or VAN with a head for detection or segmentation.
 
-``head`` in the options chooses the second kind, so that a checkpoint's ``model_options`` say all there is to say.
+``head`` in the options selects the second kind, so that a checkpoint's ``model_options`` describe either completely.
 """
 
 from collections.abc import Mapping
@@ -11,39 +11,39 @@ from torch import nn
 
 from van.errors import UsageError
 from van.models import van as _registered  # noqa: F401  importing it registers VAN with timm
-from van.models.catalogue import HEADS, VARIANTS
+from van.models.registry import HEADS, VARIANTS
 
 
-def create(name: str, *, num_classes: int, options: Mapping[str, Any] | None = None) -> nn.Module:
-    """A fresh, untrained network.
+def create_model(name: str, *, num_classes: int, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """Create an untrained network.
 
     Args:
-        name: a timm model name; one of VAN's where there is a head.
-        num_classes: outputs of the classifier, or classes of what the head finds.
-        options: further keyword arguments of the network; ``head`` is one of ``catalogue.HEADS``.
+        name: a timm model name; with a head, one of VAN's.
+        num_classes: outputs of the classifier, or classes of the head without a background.
+        options: further keyword arguments of the network; ``head`` is one of ``registry.HEADS``.
 
     Raises:
-        UsageError: there is no model or head of that name, or the network refuses the options.
+        UsageError: the model or head is unknown, or the network does not accept the options.
     """
     given = dict(options or {})
     try:
         if "head" in given:
-            return _with_head(name, num_classes=num_classes, **given)
+            return _create_with_head(name, num_classes=num_classes, **given)
         if not timm.is_model(name):
-            raise UsageError(unknown(name))
+            raise UsageError(unknown_model_message(name))
         return timm.create_model(name, num_classes=num_classes, **given)
-    except (TypeError, RuntimeError) as error:  # an option it does not take; a tag that timm does not know
-        raise UsageError(f"{name} cannot be built with {given}: {error}") from error
+    except (TypeError, RuntimeError) as error:  # an unknown option, or a tag that timm does not know
+        raise UsageError(f"{name}: cannot create the model with the options {given}: {error}") from error
 
 
-def unknown(name: str) -> str:
-    """What to say of a name that is none of a model."""
+def unknown_model_message(name: str) -> str:
+    """Return the error message for a name that is neither a file nor a model."""
     known = ", ".join(VARIANTS)
-    return f"{name!r} is neither a file nor a model; known: {known}, and every timm model with public weights"
+    return f"model: expected a file, {known} or a timm model with public weights, got {name!r}"
 
 
-def _with_head(name: str, *, head: str, num_classes: int, **options: Any) -> nn.Module:
-    """Each import stands where it is used: torchvision's and transformers' detectors take seconds to load."""
+def _create_with_head(name: str, *, head: str, num_classes: int, **options: Any) -> nn.Module:
+    """Create VAN with a head; torchvision's and transformers' detectors take seconds, so only one is imported."""
     if head in ("semantic_fpn", "upernet"):
         from van.models.segmenters import create_segmenter
 
@@ -60,4 +60,4 @@ def _with_head(name: str, *, head: str, num_classes: int, **options: Any) -> nn.
         from van.models.panoptic import PanopticSegmenter
 
         return PanopticSegmenter(name, num_classes=num_classes, **options)
-    raise UsageError(f"there is no head {head!r}; known: {', '.join(HEADS)}")
+    raise UsageError(f"head: expected one of {', '.join(HEADS)}, got {head!r}")

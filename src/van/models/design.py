@@ -1,4 +1,4 @@
-"""The LKA calculator: parameters, multiply-accumulates and the best dilation for any kernel size.
+"""The LKA calculator: parameters, multiply-accumulates (MACs) and the best dilation for any kernel size.
 
 A K x K convolution becomes a depth-wise (2d-1) x (2d-1), a depth-wise ceil(K/d) x ceil(K/d)
 dilated by d, and a 1x1 convolution. Biases are not counted, as in the paper's table 2.
@@ -12,17 +12,20 @@ from van.errors import ShapeError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decomposition:
-    """How one K x K convolution splits, and what each way of computing it costs."""
+    """The decomposition of one K x K convolution, and the cost of each way to compute it.
+
+    ``feature_size`` is the side of the feature map in pixels.
+    """
 
     kernel_size: int
     dilation: int
     channels: int
-    size_px: int
+    feature_size: int
 
     def __post_init__(self) -> None:
-        for name in ("kernel_size", "dilation", "channels", "size_px"):
+        for name in ("kernel_size", "dilation", "channels", "feature_size"):
             if getattr(self, name) < 1:
-                raise ShapeError(f"{name} is {getattr(self, name)}; wanted at least 1")
+                raise ShapeError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
     @property
     def local_size(self) -> int:
@@ -35,13 +38,13 @@ class Decomposition:
         return -(-self.kernel_size // self.dilation)
 
     @property
-    def reach_px(self) -> int:
-        """Side of the square of inputs that one output pixel reads."""
+    def receptive_field(self) -> int:
+        """Side of the square of input pixels that one output pixel depends on."""
         return self.local_size + self.dilation * (self.dilated_size - 1)
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Weights of a standard convolution, of MobileNet's split, and of LKA."""
+        """Weights of a standard convolution, of MobileNet's depth-wise separable one, and of LKA."""
         channels, kernel = self.channels, self.kernel_size
         return {
             "standard": kernel**2 * channels**2,
@@ -51,22 +54,24 @@ class Decomposition:
 
     @property
     def macs(self) -> dict[str, int]:
-        """Multiply-accumulates of each way on one (C, size, size) map."""
-        return {name: count * self.size_px**2 for name, count in self.parameters.items()}
+        """Multiply-accumulates of each on one map (C, feature_size, feature_size)."""
+        return {name: count * self.feature_size**2 for name, count in self.parameters.items()}
 
 
 def best_dilation(kernel_size: int) -> int:
-    """The dilation that needs the fewest weights for a K x K kernel; it does not depend on the channels.
+    """Return the dilation with the fewest weights for a K x K kernel; it does not depend on the channels.
 
     Raises:
         ShapeError: ``kernel_size`` is below 1.
     """
     if kernel_size < 1:
-        raise ShapeError(f"kernel_size is {kernel_size}; wanted at least 1")
+        raise ShapeError(f"kernel_size: expected at least 1, got {kernel_size}")
     return min(range(1, kernel_size + 1), key=lambda d: (2 * d - 1) ** 2 + (-(-kernel_size // d)) ** 2)
 
 
-def decompose(kernel_size: int, *, dilation: int | None = None, channels: int = 64, size_px: int = 56) -> Decomposition:
-    """Split a K x K convolution, at the best dilation unless one is given."""
+def decompose(
+    kernel_size: int, *, dilation: int | None = None, channels: int = 64, feature_size: int = 56
+) -> Decomposition:
+    """Decompose a K x K convolution, with the best dilation if ``dilation`` is None."""
     chosen = best_dilation(kernel_size) if dilation is None else dilation
-    return Decomposition(kernel_size=kernel_size, dilation=chosen, channels=channels, size_px=size_px)
+    return Decomposition(kernel_size=kernel_size, dilation=chosen, channels=channels, feature_size=feature_size)

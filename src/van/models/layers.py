@@ -1,8 +1,8 @@
-"""The parts of a VAN: large kernel attention, the attention unit, the feed-forward part, the block.
+"""The layers of VAN: large kernel attention (LKA), the attention unit, the feed-forward network, the block.
 
 Attribute names are those of the released checkpoints (``conv0``, ``spatial_gating_unit``, ...).
-Shapes: every module maps (N, C, H, W) to the same shape unless it says otherwise.
-Importing this file does not import timm, so ``LKA`` alone costs no more than torch.
+Shapes: every module maps (N, C, H, W) to the same shape unless its docstring gives another.
+This module does not import timm, so ``LKA`` alone takes no longer to import than torch.
 Source: Guo et al. 2022, arXiv:2202.09741, section 3.
 """
 
@@ -19,15 +19,15 @@ from van.ops.reference import same_padding
 
 
 class LKA(nn.Module):
-    """Large kernel attention: ``x`` gated by a map that reads a wide neighbourhood of each pixel.
+    """Large kernel attention: ``x`` multiplied by an attention map with a large receptive field.
 
-    A ``kernel_size`` x ``kernel_size`` convolution split into a depth-wise (2d-1) x (2d-1),
-    a depth-wise ceil(K/d) x ceil(K/d) dilated by d, and a 1x1 convolution, all with bias.
+    The map is a ``kernel_size`` x ``kernel_size`` convolution decomposed into a depth-wise (2d-1) x (2d-1), a
+    depth-wise ceil(K/d) x ceil(K/d) dilated by d, and a 1x1 convolution, all with bias.
 
     Args:
         channels: C.
         kernel_size: K in pixels; 21 in the paper.
-        dilation: d in pixels; the one with the fewest weights where none is given (3 for K=21).
+        dilation: d in pixels; the one with the fewest weights if None (3 for K=21).
 
     Raises:
         ShapeError: a size is below 1.
@@ -54,7 +54,7 @@ class LKA(nn.Module):
         self.plan = plan
 
     def depthwise_kernels(self) -> tuple[Kernel, Kernel]:
-        """The local and the dilated one."""
+        """Return the local and the dilated depth-wise kernel."""
         dilated = Kernel(self.conv_spatial.weight, self.conv_spatial.bias, self.plan.dilation)
         return Kernel(self.conv0.weight, self.conv0.bias), dilated
 
@@ -62,11 +62,12 @@ class LKA(nn.Module):
         return large_kernel_attention(x, *self.depthwise_kernels(), Kernel(self.conv1.weight, self.conv1.bias))
 
     def extra_repr(self) -> str:
-        return f"kernel_size={self.plan.kernel_size}, dilation={self.plan.dilation}, reach_px={self.plan.reach_px}"
+        plan = self.plan
+        return f"kernel_size={plan.kernel_size}, dilation={plan.dilation}, receptive_field={plan.receptive_field}"
 
 
 class Attention(nn.Module):
-    """``proj_2(LKA(GELU(proj_1(x)))) + x``; the inner shortcut is deliberate."""
+    """The attention unit: ``proj_2(LKA(GELU(proj_1(x)))) + x``; the released networks have this inner shortcut."""
 
     def __init__(
         self,
@@ -89,7 +90,7 @@ class Attention(nn.Module):
 
 
 class DepthwiseGelu(nn.Module):
-    """GELU of a depth-wise 3x3 convolution, which has the released name ``dwconv.dwconv``."""
+    """A depth-wise 3x3 convolution and GELU; ``dwconv.dwconv`` is its name in the released checkpoints."""
 
     def __init__(self, channels: int, *, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class DepthwiseGelu(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """``fc2(GELU(DW3x3(fc1(x))))`` with ``hidden`` channels inside."""
+    """The feed-forward network: ``fc2(GELU(DW3x3(fc1(x))))`` with ``hidden`` channels inside."""
 
     def __init__(
         self, channels: int, hidden: int, *, drop_rate: float = 0.0, device: Any = None, dtype: Any = None
@@ -117,7 +118,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each normalised, scaled per channel (from 0.01) and added to its input."""
+    """One block of VAN: attention, then feed-forward.
+
+    Each has a BatchNorm before it and a layer scale (0.01 at the start) after it, and is added to its input.
+    """
 
     def __init__(
         self,
@@ -148,7 +152,10 @@ class Block(nn.Module):
 
 
 class OverlapPatchEmbed(nn.Module):
-    """A strided convolution whose windows overlap, then BatchNorm: (N, C, H, W) to (N, D, ceil(H/s), ceil(W/s))."""
+    """Overlapping patch embedding: a strided convolution, then BatchNorm.
+
+    (N, C, H, W) to (N, D, ceil(H/s), ceil(W/s)).
+    """
 
     def __init__(
         self, channels: int, dim: int, *, patch_size: int, stride: int, device: Any = None, dtype: Any = None
@@ -160,20 +167,23 @@ class OverlapPatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 4 or x.shape[1] != self.proj.in_channels:
-            raise ShapeError(f"input is {tuple(x.shape)}; wanted (N, {self.proj.in_channels}, H, W)")
+            raise ShapeError(f"x: expected (N, {self.proj.in_channels}, H, W), got {tuple(x.shape)}")
         return self.norm(self.proj(x))
 
 
 def _drop_path(rate: float) -> nn.Module:
     if not rate:
         return nn.Identity()
-    from timm.layers import DropPath  # here, because timm's import ends by importing van.models.van, which needs us
+    from timm.layers import DropPath  # imported here: importing timm ends with van.models.van, which imports this file
 
     return DropPath(rate)
 
 
 def init_weights(module: nn.Module) -> None:
-    """The paper's initialisation: convolutions normal by fan-out per group, linears truncated normal 0.02."""
+    """Initialize one module as the paper does: convolutions normal by fan-out per group, linears truncated normal 0.02.
+
+    Use it with ``nn.Module.apply``; biases become zero.
+    """
     if isinstance(module, nn.Conv2d):
         fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))

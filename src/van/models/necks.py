@@ -1,4 +1,4 @@
-"""Between backbone and head: the feature pyramid.
+"""The neck between backbone and head: the feature pyramid.
 
 Shapes: level l of the backbone (N, C_l, H_l, W_l), each about half as large as the one before; the pyramid's
 levels (N, D, H_l, W_l). Source: Lin et al. 2017, "Feature Pyramid Networks", arXiv:1612.03144.
@@ -20,7 +20,7 @@ class _Conv(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """Every level in ``out_channels`` channels, with what all levels above it have seen added to it."""
+    """A feature pyramid network: every level in ``out_channels`` channels, with all coarser levels added top-down."""
 
     def __init__(self, in_channels: tuple[int, ...], *, out_channels: int = 256) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class FeaturePyramid(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         levels = [lateral(level) for lateral, level in zip(self.lateral_convs, maps, strict=True)]
-        for place in reversed(range(len(levels) - 1)):
-            size = levels[place].shape[2:]
-            levels[place] = levels[place] + F.interpolate(levels[place + 1], size=size, mode="nearest")
+        for index in reversed(range(len(levels) - 1)):
+            size = levels[index].shape[2:]
+            levels[index] = levels[index] + F.interpolate(levels[index + 1], size=size, mode="nearest")
         return [conv(level) for conv, level in zip(self.fpn_convs, levels, strict=True)]

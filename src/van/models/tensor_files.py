@@ -1,8 +1,8 @@
-"""Opening somebody else's weights file without trusting it.
+"""Safe reading of weights files from other sources.
 
-safetensors hold tensors only. Pickles are opened by torch with ``weights_only=True`` and one
-allowance, ``argparse.Namespace``, which the released VAN files hold beside their tensors.
-Anything else in a pickle refuses the whole file before any of it runs.
+safetensors files hold tensors only. Pickles are opened by torch with ``weights_only=True`` and one more allowed
+class, ``argparse.Namespace``, which the released VAN files hold beside their tensors. A pickle with anything else is
+refused as a whole, before any code in it runs.
 """
 
 import argparse
@@ -24,60 +24,62 @@ from torch import Tensor
 from van.errors import CheckpointError, HashMismatch, TruncatedFile, UnknownFormat, UnsafePickle
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Keys under which training scripts keep the tensors, most wanted first."""
+"""Keys under which training scripts store the state dict, in order of preference: EMA weights first."""
 
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.(?:pth|pt|bin|safetensors|pth\.tar)$")
-_HARMLESS = re.compile(r"torch\.\w*Storage$|torch\._utils\.|collections\.OrderedDict$|argparse\.Namespace$")
+_ALLOWED = re.compile(r"torch\.\w*Storage$|torch\._utils\.|collections\.OrderedDict$|argparse\.Namespace$")
 _LEGACY_PICKLES = 5
-"""Before PyTorch 1.6 a file was these pickles (mark, version, machine, content, keys), then the numbers."""
+"""Before PyTorch 1.6 a file was these pickles (magic number, version, system, content, keys), then the raw tensors."""
 _DATE = re.compile(r"(?:19|20)\d{6}")
-_CUT_OFF = re.compile(
+_TRUNCATION_ERROR = re.compile(
     r"central directory|unexpected EOF|ran out of input|unexpected pos|file read failed|storage has wrong", re.I
 )
 _EXPORTED = (".onnx", ".xml", ".pt2")
-"""Ends of the names that ``van export`` gives."""
+"""Suffixes of the files that ``van export`` writes."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every named tensor of a ``.safetensors``, ``.pth``, ``.pth.tar``, ``.pt`` or ``.bin`` file, and its header.
+    """Read every named tensor of a ``.safetensors``, ``.pth``, ``.pth.tar``, ``.pt`` or ``.bin`` file, and its header.
 
-    The kind of file is told from its content, not from its name. The header is empty for pickles.
+    The format is detected from the content, not from the name. The header is empty for pickles.
 
     Raises:
-        CheckpointError: there is no such file, or it cannot be read.
-        HashMismatch: the name carries a hash and the content has another.
+        CheckpointError: the file does not exist or cannot be read.
+        HashMismatch: the name contains a hash and the content has another.
         TruncatedFile: the file ends too early.
         UnsafePickle: a pickle holds something other than tensors and plain values.
-        UnknownFormat: the file is neither kind, or holds no tensors.
+        UnknownFormat: the file has another format, or holds no tensors.
     """
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; give the path of a weights file in it")
+        raise CheckpointError(f"{path}: expected a weights file, got a directory; give the path of a file in it")
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; give the path of a weights file or a model's name (van models)")
+        raise CheckpointError(f"{path}: no such file; give the path of a weights file or a model name (van models)")
     try:
         with path.open("rb") as file:
             start = file.read(16)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
+        raise CheckpointError(f"{path}: the file cannot be opened: {error.strerror}") from error
     if not start:
-        raise TruncatedFile(f"{path} is empty; fetch or copy it again")
+        raise TruncatedFile(f"{path}: the file is empty; download or copy it again")
     check_hash(path)
     if start[8:9] == b"{":
         return _read_safetensors(path)
     if path.name.lower().endswith(_EXPORTED):
         raise UnknownFormat(
-            f"{path} is an exported network, whose weights are not read back: van predict, van eval and van serve "
-            "answer from it; give the checkpoint that it was made of"
+            f"{path}: expected a weights file, got an exported network, which only van predict, van eval and van serve "
+            "can load; give the checkpoint that it was exported from"
         )
     if start.startswith(b"PK") and not zipfile.is_zipfile(path):
-        raise TruncatedFile(f"{path} is cut off (a zip archive without its end); fetch or copy it again")
+        raise TruncatedFile(f"{path}: the file is truncated (a zip archive without its end); download or copy it again")
     if start.startswith(b"PK") or start[:1] == b"\x80":
-        return _named_tensors(path, _read_pickle(path)), {}
-    raise UnknownFormat(f"{path} is neither safetensors nor a PyTorch pickle (it starts with {start[:4]!r})")
+        return _extract_tensors(path, _read_pickle(path)), {}
+    raise UnknownFormat(f"{path}: expected safetensors or a PyTorch pickle, got a file that starts with {start[:4]!r}")
 
 
 def check_hash(path: Path) -> None:
-    """Compare the sha256 with the digits in a name such as ``van-tiny_20220501-385941af.pth``, if it has any.
+    """Compare the sha256 of the content with the digits in a name such as ``van-tiny_20220501-385941af.pth``.
+
+    A name without digits, or with a date, is not checked.
 
     Raises:
         HashMismatch: they differ.
@@ -89,8 +91,8 @@ def check_hash(path: Path) -> None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(match[1]):
         raise HashMismatch(
-            f"{path}: the name says its sha256 starts with {match[1]}, the content's starts with {digest[:8]}. "
-            "It was damaged or replaced; fetch it again (or rename it, if you made it)."
+            f"{path}: expected a sha256 that starts with {match[1]} as in the name, got {digest[:8]}. "
+            "The file was damaged or replaced; download it again, or rename it if the content is your own."
         )
 
 
@@ -100,40 +102,41 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             header = file.metadata() or {}
         return safetensors.torch.load_file(path), header
     except safetensors.SafetensorError as error:
-        raise TruncatedFile(f"{path} is cut off or damaged ({error}); fetch or copy it again") from error
+        raise TruncatedFile(f"{path}: the file is truncated or damaged ({error}); download or copy it again") from error
 
 
 def _read_pickle(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of what it is about to refuse
-            with path.open("rb") as file:  # by name, torch would take a pickle called .safetensors for one
+            warnings.simplefilter("ignore")  # torch warns about content that it is about to refuse
+            with path.open("rb") as file:  # given a path, torch reads a pickle named .safetensors as safetensors
                 return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can make an unpickler stumble in any way
-        raise _refusal(path, error) from error
+    except Exception as error:  # a damaged file can make an unpickler raise any exception
+        raise _unpickling_error(path, error) from error
 
 
-def _refusal(path: Path, error: Exception) -> CheckpointError:
+def _unpickling_error(path: Path, error: Exception) -> CheckpointError:
+    """Return the error for a pickle that torch could not load: truncated, unsafe, TorchScript, or damaged."""
     text = str(error).strip() or type(error).__name__
-    names, whole = _scan(path)
-    if not whole or isinstance(error, EOFError) or _CUT_OFF.search(text):
-        return TruncatedFile(f"{path} is cut off; fetch or copy it again")
+    names, complete = _scan_pickle(path)
+    if not complete or isinstance(error, EOFError) or _TRUNCATION_ERROR.search(text):
+        return TruncatedFile(f"{path}: the file is truncated; download or copy it again")
     if isinstance(error, pickle.UnpicklingError):
         named = re.search(r"GLOBAL ([\w.]+)", text)
-        strange = named[1] if named else ", ".join(name for name in names if not _HARMLESS.match(name))
-        if strange:
+        unsafe = named[1] if named else ", ".join(name for name in names if not _ALLOWED.match(name))
+        if unsafe:
             return UnsafePickle(
-                f"{path} holds {strange}, which is not a tensor or a plain value. Nothing of it was run. "
-                "Ask its author for a file with tensors only (safetensors)."
+                f"{path}: expected tensors and plain values only, got {unsafe}. No code in the file was executed. "
+                "Request a file with tensors only (safetensors) from its author."
             )
-        text = "it is damaged, or torch.save did not write it"
+        text = "the file is damaged, or torch.save did not write it"
     if "TorchScript" in text:
-        return CheckpointError(f"{path} is a TorchScript program; wanted a state dict (torch.save)")
-    return CheckpointError(f"{path} cannot be read as a PyTorch file: {text.splitlines()[0]}")
+        return CheckpointError(f"{path}: expected a state dict (torch.save), got a TorchScript program")
+    return CheckpointError(f"{path}: the file cannot be read as a PyTorch pickle: {text.splitlines()[0]}")
 
 
-def _scan(path: Path) -> tuple[list[str], bool]:
-    """What a pickle refers to, and whether it is whole, read off its instructions without running them."""
+def _scan_pickle(path: Path) -> tuple[list[str], bool]:
+    """Return the globals that a pickle refers to, and whether it is complete, without executing it."""
     names, texts = [], [""]
     try:
         for instruction, argument, _ in _instructions(path):
@@ -143,7 +146,7 @@ def _scan(path: Path) -> tuple[list[str], bool]:
                 names.append(".".join(texts[-2:]))
             elif isinstance(argument, str):
                 texts.append(argument)
-    except Exception as error:  # neither tells more than what was read before it
+    except Exception as error:  # whatever the damage, the names before it are known
         return names, re.search(r"exhausted|expected \d+ bytes|not enough data|no newline", str(error)) is None
     return list(dict.fromkeys(names)), True
 
@@ -162,14 +165,16 @@ def _instructions(path: Path) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int
             yield from pickletools.genops(file)
 
 
-def _named_tensors(path: Path, content: Any) -> dict[str, Tensor]:
+def _extract_tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    """Return the tensors of a pickle's content by name, from the first container in ``CONTAINERS`` if there is one."""
     for key in CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
     if not isinstance(content, dict):
-        raise UnknownFormat(f"{path} holds a {type(content).__name__}; wanted a dictionary of named tensors")
+        raise UnknownFormat(f"{path}: expected a dictionary of named tensors, got {type(content).__name__}")
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UnknownFormat(f"{path} holds no tensors; its keys: {', '.join(map(str, list(content)[:8])) or 'none'}")
+        keys = ", ".join(map(str, list(content)[:8])) or "none"
+        raise UnknownFormat(f"{path}: expected named tensors, got a dictionary without any; its keys: {keys}")
     return tensors

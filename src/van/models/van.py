@@ -1,7 +1,7 @@
 """VAN, the Visual Attention Network, in seven sizes, registered with timm.
 
-``van_b0`` ... ``van_b6`` keep the released state-dict names, entry for entry, and follow timm's
-backbone contract. Shapes: N pictures (N, C, H, W); the four stages have strides 4, 8, 16 and 32.
+``van_b0`` ... ``van_b6`` keep the state-dict keys of the released checkpoints and follow timm's backbone contract.
+Shapes: N images (N, C, H, W); the four stages have strides 4, 8, 16 and 32.
 Source: Guo et al. 2022, arXiv:2202.09741, table 3.
 """
 
@@ -15,32 +15,32 @@ from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 
 from van.errors import ShapeError
-from van.models.catalogue import MLP_RATIOS, VARIANTS
-from van.models.hub import Pretrained, find_pretrained
+from van.models.hub import Pretrained, resolve_pretrained
 from van.models.layers import Block, OverlapPatchEmbed, init_weights
-from van.models.weights import official_state
+from van.models.registry import MLP_RATIOS, VARIANTS
+from van.models.weights import convert_weights
 
 STAGES = (1, 2, 3, 4)
 STAGE_INDICES = (0, 1, 2, 3)
 
 
 class VAN(nn.Module):
-    """The backbone with a linear classifier on the mean over pixels.
+    """The Visual Attention Network: four stages, global pooling and a linear classifier.
 
     Args:
-        num_classes: outputs of the classifier; 0 leaves the pooled features.
-        in_chans: channels of the input pictures.
+        num_classes: outputs of the classifier; 0 removes it and gives the pooled features.
+        in_chans: channels of the input images.
         global_pool: ``avg``, ``max``, ``avgmax``, ``catavgmax``, or "" to keep the map (with ``num_classes=0``).
-        dims, depths, mlp_ratios: channels, blocks and feed-forward width of each stage.
+        dims, depths, mlp_ratios: channels, number of blocks and expansion of the feed-forward network of each stage.
         kernel_size, dilation: of every LKA, in pixels.
         drop_rate: dropout before the classifier.
-        proj_drop_rate: dropout inside every feed-forward part.
+        proj_drop_rate: dropout inside every feed-forward network.
         drop_path_rate: of the last block; it rises linearly from 0 over all blocks.
         norm_eps: of the LayerNorm that ends each stage (1e-6 released, 1e-5 in mmsegmentation).
-        output_stride: 32; accepted because libraries on top of timm pass it.
+        output_stride: 32, the only value; accepted because libraries on top of timm pass it.
 
     Raises:
-        ShapeError: a setting that this network cannot have.
+        ShapeError: ``output_stride`` is not 32, a stage lacks an entry, or there is a classifier without pooling.
     """
 
     def __init__(
@@ -64,9 +64,11 @@ class VAN(nn.Module):
     ) -> None:
         super().__init__()
         if output_stride != 32:
-            raise ShapeError(f"output_stride is {output_stride}; VAN has 32 only (its stages are not dilated)")
+            raise ShapeError(f"output_stride: expected 32, because VAN's stages are not dilated, got {output_stride}")
         if {len(dims), len(depths), len(mlp_ratios)} != {len(STAGES)}:
-            raise ShapeError(f"dims {dims}, depths {depths} and mlp_ratios {mlp_ratios}; wanted {len(STAGES)} of each")
+            raise ShapeError(
+                f"dims, depths, mlp_ratios: expected {len(STAGES)} values each, got {dims}, {depths}, {mlp_ratios}"
+            )
         dd = {"device": device, "dtype": dtype}
         self.num_classes = num_classes
         self.in_chans = in_chans
@@ -98,9 +100,11 @@ class VAN(nn.Module):
 
     def _classifier(self, num_classes: int, global_pool: str, dd: dict[str, Any]) -> tuple[nn.Module, nn.Module]:
         if num_classes > 0 and not global_pool:
-            raise ShapeError(f"num_classes is {num_classes} without pooling; set num_classes=0 or global_pool='avg'")
-        parts = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
-        return parts[0], parts[-1]
+            raise ShapeError(
+                f"num_classes: expected 0 without pooling (global_pool=''), got {num_classes}; set global_pool='avg'"
+            )
+        pool_and_head = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
+        return pool_and_head[0], pool_and_head[-1]
 
     def _stage(self, stage: int) -> tuple[nn.Module, nn.Sequential, nn.Module]:
         embed, blocks = getattr(self, f"patch_embed{stage}"), getattr(self, f"block{stage}")
@@ -108,27 +112,27 @@ class VAN(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay leaves alone, beside biases and norms: the layer scales."""
+        """Return the parameters without weight decay, beside biases and norms: the layer scales."""
         return {name for name, _ in self.named_parameters() if ".layer_scale_" in name}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that order parameters by depth (for layer decay), by stage if ``coarse``."""
+        """Return patterns that order parameters by depth (for layer-wise decay), by stage if ``coarse``."""
         fine = [(r"^patch_embed(\d+)", None), (r"^block(\d+)\.(\d+)", None), (r"^norm(\d+)", (99999,))]
         return {"stem": r"^patch_embed1", "blocks": r"^(?:patch_embed|block|norm)(\d+)" if coarse else fine}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade a second forward pass of every block for the memory of its activations."""
+        """Enable gradient checkpointing: every block runs forward twice and stores no activations."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """The linear layer, or an identity where ``num_classes`` is 0."""
+        """Return the linear layer, or an identity if ``num_classes`` is 0."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one of ``num_classes`` outputs (0 removes it)."""
+        """Replace the classifier by a new one of ``num_classes`` outputs (0 removes it)."""
         pool_type = str(self.global_pool.pool_type) if global_pool is None else global_pool
         weight = next(self.parameters())
         self.global_pool, self.head = self._classifier(
@@ -152,27 +156,27 @@ class VAN(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The maps of chosen stages, before their LayerNorm or (``norm``) after it.
+        """Return the feature maps of chosen stages, before their LayerNorm or, with ``norm``, after it.
 
         Args:
             x: (N, C, H, W).
             indices: the last n stages if an int, every stage if None, else stage indices from 0.
-            norm: give each map after the LayerNorm that ends its stage.
-            stop_early: do not compute stages after the last one asked for.
-            output_fmt: NCHW, the only one.
-            intermediates_only: leave the final features out.
+            norm: return each map after the LayerNorm that ends its stage.
+            stop_early: do not compute stages after the last requested one.
+            output_fmt: ``NCHW``, the only value.
+            intermediates_only: return the maps without the final features.
 
         Returns:
-            The maps, or the final features (always normalised) and the maps.
+            The maps, or the final features (always normalized) and the maps.
         """
         if output_fmt != "NCHW":
-            raise ShapeError(f"output_fmt is {output_fmt!r}; wanted 'NCHW'")
+            raise ShapeError(f"output_fmt: expected 'NCHW', got {output_fmt!r}")
         take, last = feature_take_indices(len(self.feature_info), indices)
         intermediates = []
         for index, stage in enumerate(STAGES[: last + 1] if stop_early else STAGES[: len(self.feature_info)]):
-            embed, blocks, normalise = self._stage(stage)
+            embed, blocks, normalize = self._stage(stage)
             raw = self._run_blocks(blocks, embed(x))
-            x = normalise(raw)
+            x = normalize(raw)
             if index in take:
                 intermediates.append(x if norm else raw)
         return intermediates if intermediates_only else (x, intermediates)
@@ -180,7 +184,7 @@ class VAN(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last one asked for; returns the indices kept."""
+        """Remove the stages after the last requested one; return the indices that are kept."""
         take, last = feature_take_indices(len(self.feature_info), indices)
         dropped = STAGES[last + 1 : len(self.feature_info)]
         for stage in dropped:
@@ -195,14 +199,14 @@ class VAN(nn.Module):
         return take
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to the normalised map of stage 4, (N, D, ceil(H/32), ceil(W/32))."""
+        """Return the normalized map of stage 4, (N, D, ceil(H/32), ceil(W/32))."""
         for stage in STAGES[: len(self.feature_info)]:
-            embed, blocks, normalise = self._stage(stage)
-            x = normalise(self._run_blocks(blocks, embed(x)))
+            embed, blocks, normalize = self._stage(stage)
+            x = normalize(self._run_blocks(blocks, embed(x)))
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The map of stage 4 to (N, num_classes), or to pooled features if ``pre_logits``."""
+        """Pool the map of stage 4 and classify it: (N, num_classes), or the pooled features if ``pre_logits``."""
         x = self.head_drop(self.global_pool(x))
         return x if pre_logits else self.head(x)
 
@@ -212,13 +216,13 @@ class VAN(nn.Module):
 
 def _config(name: str) -> dict[str, Any]:
     variant = VARIANTS[name]
-    where = {"hf_hub_id": variant.hub_repository, "hf_hub_filename": variant.hub_file} if variant.hub_file else {}
+    hub = {"hf_hub_id": variant.hub_repository, "hf_hub_filename": variant.hub_file} if variant.hub_file else {}
     return {
         "url": "", "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": (7, 7),
         "crop_pct": 0.9, "interpolation": "bicubic", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5),
         "first_conv": "patch_embed1.proj", "classifier": "head", "license": "apache-2.0",
         "paper_ids": "arXiv:2202.09741", "paper_name": "Visual Attention Network",
-        "origin_url": "github.com/Visual-Attention-Network/VAN-Classification", **where,
+        "origin_url": "github.com/Visual-Attention-Network/VAN-Classification", **hub,
     }  # fmt: skip
 
 
@@ -226,22 +230,24 @@ default_cfgs = generate_default_cfgs({f"{name}.in1k": _config(name) for name in 
 
 
 def _create_van(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build one size through timm's builder, with weights that this package has read and compared."""
+    """Build one size with timm's builder, with weights that this package reads and checks."""
     variant = VARIANTS[name]
     features_only = bool(kwargs.get("features_only"))
     features: dict[str, Any] = {"out_indices": STAGE_INDICES, "flatten_sequential": True}
     if kwargs.get("feature_cls") in ("getter", FeatureGetterNet):
-        features["norm"] = True  # the other extractors give normalised maps: the same from this one
+        features["norm"] = True  # timm's other extractors return normalized maps, so this one must, too
     options: dict[str, Any] = {"dims": variant.dims, "depths": variant.depths, **kwargs}
-    found = find_pretrained(name, options) if pretrained else None
-    if found is not None:
-        options = found.options(options)
+    source = resolve_pretrained(name, options) if pretrained else None
+    if source is not None:
+        options = source.builder_options(options)
 
-    def fit(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        source = found or Pretrained(weights=official_state(state, model=name), place=f"the weights for {name}")
-        return source.fit(model, features_only=features_only)
+    def filter_state_dict(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        weights = source or Pretrained(weights=convert_weights(state, model=name), origin=f"the weights for {name}")
+        return weights.matching_state_dict(model, features_only=features_only)
 
-    model = build_model_with_cfg(VAN, name, pretrained, pretrained_filter_fn=fit, feature_cfg=features, **options)
+    model = build_model_with_cfg(
+        VAN, name, pretrained, pretrained_filter_fn=filter_state_dict, feature_cfg=features, **options
+    )
     cast(dict[str, Any], model.pretrained_cfg).pop("state_dict", None)
     return model
 

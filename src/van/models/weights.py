@@ -1,7 +1,7 @@
-"""Every public family of VAN weights: how its names read, and the preprocessing it was trained with.
+"""Public VAN weights of every family: conversion of their tensor names, and the preprocessing of their training.
 
-A family is recognised from its tensor names. Whatever it is, the result carries the official
-names, so that one strict load serves them all. ``s`` is a stage from 1, ``j`` a block from 0.
+A family is detected from its tensor names. The result has the official names, those of the released code, so that one
+strict load serves all families.
 Source: the released code, transformers 4.57, mmpretrain 1.2, mmsegmentation 1.2.
 """
 
@@ -13,20 +13,24 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from van.errors import NamesMismatch, UnknownFormat
-from van.models.catalogue import VARIANTS
+from van.errors import StateDictMismatch, UnknownFormat
+from van.models.registry import VARIANTS
 from van.models.tensor_files import read_tensors
-from van.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, WholePreprocess
+from van.preprocess import IMAGENET_MEAN, IMAGENET_STD, CenterCropPreprocess, ResizePreprocess
 
 Rename = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """A way of naming VAN's tensors.
+    """One naming scheme of VAN's tensors, as patterns.
 
-    ``signature`` finds the family, ``renames`` lead to the official names, ``unused`` are tensors
-    that the family stores and the network never reads, ``decoder`` are those of a head for another task.
+    Args:
+        signature: matches a name that only this family has.
+        renames: patterns and replacements that lead to the official names, in order.
+        unused: matches tensors that the family stores and the network never reads.
+        decoder: matches tensors of a segmentation head.
+        norm_eps: of the LayerNorms, which no tensor records.
     """
 
     name: str
@@ -86,21 +90,21 @@ FAMILIES = (
         name="mmsegmentation",
         signature=r"^backbone\.patch_embed1\.proj\.",
         renames=((r"^backbone\.", ""), _MM_DWCONV),
-        unused=r"^(?:ema_|data_preprocessor\.)",  # mmcv's averages, under names without dots
+        unused=r"^(?:ema_|data_preprocessor\.)",  # mmcv's moving averages, under names without dots
         decoder=r"^(?:neck|decode_head|auxiliary_head)\.",
         norm_eps=1e-5,
     ),
     Family(name="official", signature=r"^patch_embed1\.proj\.", renames=(_MM_DWCONV,)),
 )
 _DECODERS = {"decode_head.scale_heads.": "semantic_fpn", "decode_head.psp_modules.": "upernet"}
-"""How the names of each head start."""
+"""The prefix of a tensor name that identifies each head."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A public file, read: official names, and all that must travel with them.
+    """The content of a public weights file: tensors by official name, and the settings that belong to them.
 
-    ``decoder`` holds the tensors of a segmentation head, under the file's names, which are our own.
+    ``decoder`` holds the tensors of a segmentation head; the file's names for them are those of this package.
     """
 
     family: str
@@ -108,55 +112,55 @@ class Weights:
     num_classes: int
     in_chans: int
     norm_eps: float
-    preprocess: Preprocess
+    preprocess: CenterCropPreprocess
     state: dict[str, Tensor]
     decoder: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
-    def without_decoder(self) -> str:
-        """What to say where the backbone alone is used."""
-        parts = sorted({name.split(".")[0] for name in self.decoder})
-        return f"left out {len(self.decoder)} tensors of {', '.join(parts)}: only the backbone is used"
+    def skipped_decoder_note(self) -> str:
+        """The note for the user when only the backbone is loaded."""
+        modules = sorted({name.split(".")[0] for name in self.decoder})
+        return f"skipped {len(self.decoder)} tensors of {', '.join(modules)}: only the backbone is loaded"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmenterWeights:
-    """A whole segmenter of mmsegmentation: names as in ``van.models.segmenters.Segmenter``."""
+    """The weights of an mmsegmentation segmenter, with the names of ``van.models.segmenters.Segmenter``."""
 
     head: str
     num_classes: int
-    preprocess: WholePreprocess
+    preprocess: ResizePreprocess
     state: dict[str, Tensor]
     notes: tuple[str, ...] = ()
 
 
-def recognise(names: Mapping[str, object]) -> Family:
-    """The family that tensor names belong to.
+def detect_family(names: Mapping[str, object]) -> Family:
+    """Return the family that tensor names belong to.
 
     Raises:
-        UnknownFormat: none.
+        UnknownFormat: they belong to no known family.
     """
     for family in FAMILIES:
         if any(re.match(family.signature, name) for name in names):
             return family
     shown = ", ".join(list(names)[:4])
     known = ", ".join(family.name for family in FAMILIES)
-    raise UnknownFormat(f"tensor names such as {shown} belong to no known VAN family ({known})")
+    raise UnknownFormat(f"tensor names: expected VAN weights of a known family ({known}), got {shown}")
 
 
-def official_state(tensors: Mapping[str, Tensor], *, model: str | None = None) -> Weights:
-    """Rename a public family's tensors to the official names and read off what the network is.
+def convert_weights(tensors: Mapping[str, Tensor], *, model: str | None = None) -> Weights:
+    """Convert a public family's tensors to the official names, and infer the variant and its settings.
 
     Args:
-        tensors: by name; the prefixes of data parallelism and ``torch.compile`` are taken off.
-        model: the network's name where it is known; else the sizes must be a variant's.
+        tensors: by name; the prefixes of ``DataParallel`` and ``torch.compile`` are removed.
+        model: the network's name if it is known; otherwise the shapes must be those of a variant.
 
     Raises:
-        UnknownFormat: the names belong to no family, or the sizes to no variant.
+        UnknownFormat: the names belong to no family, or the shapes to no variant.
     """
-    tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in _unwrapped(tensors).items()}
-    family = recognise(tensors)
+    tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in _unwrap_state_dict(tensors).items()}
+    family = detect_family(tensors)
     state: dict[str, Tensor] = {}
     decoder: dict[str, Tensor] = {}
     unused = []
@@ -166,15 +170,15 @@ def official_state(tensors: Mapping[str, Tensor], *, model: str | None = None) -
         elif re.match(family.decoder, name):
             decoder[name] = tensor
         else:
-            state[_official_name(name, family)] = tensor
+            state[_to_official_name(name, family)] = tensor
     notes = []
     if unused:
         shown = ", ".join(unused[:4]) + (f" and {len(unused) - 4} more" if len(unused) > 4 else "")
-        notes.append(f"left out {shown}: stored by {family.name}, never used by the network")
+        notes.append(f"skipped {shown}: stored by {family.name}, not used by the network")
     num_classes = state["head.weight"].shape[0] if "head.weight" in state else 0
     return Weights(
         family=family.name,
-        model=model or variant_of(state),
+        model=model or detect_variant(state),
         num_classes=num_classes,
         in_chans=_input_channels(state),
         norm_eps=family.norm_eps,
@@ -185,11 +189,11 @@ def official_state(tensors: Mapping[str, Tensor], *, model: str | None = None) -
     )
 
 
-def segmenter_state(weights: Weights) -> SegmenterWeights:
-    """The whole segmenter that ``weights`` hold, its head told from its names.
+def convert_segmenter(weights: Weights) -> SegmenterWeights:
+    """Convert ``weights`` with a decoder to those of a segmenter; the head is detected from the tensor names.
 
     Raises:
-        UnknownFormat: the head is neither of the paper's two.
+        UnknownFormat: the head is neither Semantic FPN nor UPerNet.
     """
     state = {**{f"backbone.{name}": tensor for name, tensor in weights.state.items()}, **weights.decoder}
     head = next((head for start, head in _DECODERS.items() if any(n.startswith(start) for n in state)), None)
@@ -197,35 +201,38 @@ def segmenter_state(weights: Weights) -> SegmenterWeights:
     if head is None or classifier is None or classifier.ndim != 4:
         shown = ", ".join(list(weights.decoder)[:4])
         raise UnknownFormat(
-            f"a decoder with names such as {shown} is no whole {' or '.join(_DECODERS.values())}; "
-            "num_classes=0 takes the backbone alone"
+            f"decoder: expected a complete {' or '.join(_DECODERS.values())} head, got tensors such as {shown}; "
+            "num_classes=0 loads only the backbone"
         )
+    # files of old PyTorch versions lack these counters, which nothing in this package reads
     counters = [name.replace("running_mean", "num_batches_tracked") for name in state if name.endswith("running_mean")]
-    absent = {name: torch.tensor(0) for name in counters if name not in state}
-    counted = [f"{len(absent)} of BatchNorm's counters are not in the file and start at 0"] if absent else []
+    missing = {name: torch.tensor(0) for name in counters if name not in state}
+    counter_notes = (
+        [f"{len(missing)} num_batches_tracked counters are not in the file and start at 0"] if missing else []
+    )
     return SegmenterWeights(
         head=head,
         num_classes=classifier.shape[0],
-        preprocess=WholePreprocess(short_px=512, long_px=2048, mean=IMAGENET_MEAN, std=IMAGENET_STD),
-        state={**state, **absent},
-        notes=(*weights.notes, *counted),
+        preprocess=ResizePreprocess(min_size=512, max_size=2048, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        state={**state, **missing},
+        notes=(*weights.notes, *counter_notes),
     )
 
 
 def read_weights(path: Path, *, model: str | None = None) -> Weights:
-    """Open a public weights file of any family, safely; ``model`` as in ``official_state``.
+    """Read a public weights file of any family safely; ``model`` as in ``convert_weights``.
 
     Raises:
-        CheckpointError: see ``tensor_files.read_tensors`` and ``official_state``.
+        CheckpointError: see ``tensor_files.read_tensors`` and ``convert_weights``.
     """
     tensors, _ = read_tensors(path)
     try:
-        return official_state(tensors, model=model)
+        return convert_weights(tensors, model=model)
     except UnknownFormat as error:
         raise UnknownFormat(f"{path}: {error}") from error
 
 
-def load_strictly(
+def load_state_dict_strict(
     model: nn.Module,
     state: Mapping[str, Tensor],
     *,
@@ -234,71 +241,79 @@ def load_strictly(
     new_head: bool = False,
     stored_classes: int | None = None,
 ) -> tuple[str, ...]:
-    """Put ``state`` into ``model``, entry for entry.
+    """Load ``state`` into ``model`` strictly: every name and shape must match.
 
     Args:
         model: any network.
-        state: its tensors by name, as ``model.state_dict()`` would give them.
-        source: names the file in messages.
-        classifier: the model's names for the layers whose size follows the number of classes.
-        new_head: the caller asked for other classes: the stored classifier is left behind, and said so.
-        stored_classes: how many the file's has; read off the first of the layers if None.
+        state: its tensors by name, as in ``model.state_dict()``.
+        source: the file's name in error messages.
+        classifier: the names of the model's layers whose size depends on the number of classes.
+        new_head: the number of classes has changed: the stored classifier is skipped, with a note.
+        stored_classes: the number of classes in the file; read from the first of the layers if None.
 
     Returns:
-        Notes for the user: what was left behind.
+        Notes for the user about what was skipped.
 
     Raises:
-        NamesMismatch: something is missing, left over or of another shape; all of it is listed.
+        StateDictMismatch: tensors are missing, unexpected or of another shape; all of them are listed.
     """
-    ours = dict(model.state_dict())
-    theirs = dict(state)
+    expected = dict(model.state_dict())
+    stored = dict(state)
     notes = []
     if new_head:
-        heads = [name for name in {**ours, **theirs} if name.startswith(_prefixes(classifier))]
-        stored = theirs.get(f"{classifier[0]}.weight")
+        heads = [name for name in {**expected, **stored} if name.startswith(_prefixes(classifier))]
+        weight = stored.get(f"{classifier[0]}.weight")
         if stored_classes is None:
-            stored_classes = 0 if stored is None else stored.shape[0]
-        theirs = {name: tensor for name, tensor in theirs.items() if name not in heads}
-        theirs |= {name: ours[name] for name in heads if name in ours}
+            stored_classes = 0 if weight is None else weight.shape[0]
+        stored = {name: tensor for name, tensor in stored.items() if name not in heads}
+        stored |= {name: expected[name] for name in heads if name in expected}
         if stored_classes:
-            wanted = getattr(model, "num_classes", 0)
-            notes.append(f"the classifier of {source} ({stored_classes} classes) was left out: {wanted} were asked for")
-    check_fit(ours, theirs, source=source, classifier=classifier)
-    model.load_state_dict(theirs)
+            notes.append(replaced_classifier_note(source, stored_classes, getattr(model, "num_classes", 0)))
+    check_state_dict(expected, stored, source=source, classifier=classifier)
+    model.load_state_dict(stored)
     return tuple(notes)
 
 
-def check_fit(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, source: str, classifier: tuple[str, ...] = ("head",)
+def replaced_classifier_note(source: str, stored_classes: int, num_classes: int) -> str:
+    """Return the note for the user about a classifier that was not loaded."""
+    return f"skipped the classifier of {source}: it has {stored_classes} classes, and the model has {num_classes}"
+
+
+def check_state_dict(
+    expected: Mapping[str, Tensor],
+    stored: Mapping[str, Tensor],
+    *,
+    source: str,
+    classifier: tuple[str, ...] = ("head",),
 ) -> None:
-    """Compare a model's tensors with a file's, entry for entry.
+    """Compare names and shapes of a model's tensors with those of a file.
 
     Raises:
-        NamesMismatch: something is missing, left over or of another shape; all of it is listed.
+        StateDictMismatch: tensors are missing, unexpected or of another shape; all of them are listed.
     """
-    missing = [name for name in ours if name not in theirs]
-    left_over = [name for name in theirs if name not in ours]
-    misshapen = [
-        f"{name} {tuple(theirs[name].shape)} instead of {tuple(ours[name].shape)}"
-        for name in ours
-        if name in theirs and theirs[name].shape != ours[name].shape
+    missing = [name for name in expected if name not in stored]
+    unexpected = [name for name in stored if name not in expected]
+    mismatched = [
+        f"{name} expected {tuple(expected[name].shape)}, got {tuple(stored[name].shape)}"
+        for name in expected
+        if name in stored and stored[name].shape != expected[name].shape
     ]
-    if missing or left_over or misshapen:
-        head_only = all(name.startswith(_prefixes(classifier)) for name in [*missing, *left_over, *misshapen])
-        hint = "Only the classifier differs: ask for the number of classes you want." if head_only else _sizes(theirs)
-        raise NamesMismatch(source, missing=missing, left_over=left_over, misshapen=misshapen, hint=hint)
+    if missing or unexpected or mismatched:
+        head_only = all(name.startswith(_prefixes(classifier)) for name in [*missing, *unexpected, *mismatched])
+        hint = "Only the classifier differs: set num_classes to replace it." if head_only else _variant_hint(stored)
+        raise StateDictMismatch(source, missing=missing, unexpected=unexpected, mismatched=mismatched, hint=hint)
 
 
 def _prefixes(layers: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{layer}." for layer in layers)
 
 
-def _unwrapped(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _unwrap_state_dict(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     inner = tensors.get("state_dict")
     return inner if isinstance(inner, Mapping) else tensors
 
 
-def _official_name(name: str, family: Family) -> str:
+def _to_official_name(name: str, family: Family) -> str:
     for pattern, replacement in family.renames:
         if "{stage}" in replacement:
             name = re.sub(pattern, lambda match, text=replacement: text.format(stage=int(match[1]) + 1), name)
@@ -307,9 +322,9 @@ def _official_name(name: str, family: Family) -> str:
     return name
 
 
-def _sizes(state: Mapping[str, Tensor]) -> str:
+def _variant_hint(state: Mapping[str, Tensor]) -> str:
     try:
-        return f"The file holds the weights of {variant_of(state)}."
+        return f"The file holds the weights of {detect_variant(state)}."
     except UnknownFormat:
         return ""
 
@@ -317,15 +332,15 @@ def _sizes(state: Mapping[str, Tensor]) -> str:
 def _input_channels(state: Mapping[str, Tensor]) -> int:
     stem = state.get("patch_embed1.proj.weight")
     if stem is None or stem.ndim != 4:
-        raise UnknownFormat("there is no patch_embed1.proj.weight of 4 dimensions, so this is no whole VAN")
+        raise UnknownFormat("expected the weights of a complete VAN, found no patch_embed1.proj.weight of 4 dimensions")
     return stem.shape[1]
 
 
-def variant_of(state: Mapping[str, Tensor]) -> str:
-    """The size of VAN that official names and shapes make up: ``van_b0`` ... ``van_b6``.
+def detect_variant(state: Mapping[str, Tensor]) -> str:
+    """Return the variant that tensors with official names belong to: ``van_b0`` ... ``van_b6``.
 
     Raises:
-        UnknownFormat: none of the seven.
+        UnknownFormat: channels and depths are those of no variant.
     """
     depths = [len({name.split(".")[1] for name in state if name.startswith(f"block{s}.")}) for s in (1, 2, 3, 4)]
     embeds = [state.get(f"patch_embed{s}.proj.weight") for s in (1, 2, 3, 4)]
@@ -334,11 +349,11 @@ def variant_of(state: Mapping[str, Tensor]) -> str:
         if list(variant.dims) == dims and list(variant.depths) == depths:
             return variant.name
     known = "; ".join(f"{v.name} {v.dims} {v.depths}" for v in VARIANTS.values())
-    raise UnknownFormat(f"channels {dims} with depths {depths} are no VAN; known: {known}")
+    raise UnknownFormat(f"expected channels and depths of a VAN ({known}), got channels {dims} and depths {depths}")
 
 
-def _preprocess_of(family: Family, num_classes: int) -> Preprocess:
+def _preprocess_of(family: Family, num_classes: int) -> CenterCropPreprocess:
     imagenet_22k = num_classes > 20_000
     if imagenet_22k or family.name == "mmsegmentation":
-        return Preprocess(mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    return Preprocess()
+        return CenterCropPreprocess(mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return CenterCropPreprocess()

@@ -1,32 +1,32 @@
-"""The operators this project exists for.
+"""The operators of large kernel attention, each with several backends.
 
-Each function chooses a backend by ``can_run``; ``reference`` is the definition that every backend is tested against.
+Each function selects a backend with ``can_run``. ``reference`` is the definition that every backend is tested against.
 """
 
 from van.ops.dispatch import (
     BACKENDS,
-    Verdict,
+    Availability,
     can_run,
     depthwise,
     depthwise_gelu,
     large_kernel_attention,
     lka_pair,
-    plain_operators_wanted,
     use_backend,
+    use_reference,
 )
-from van.ops.memory import keep_freed_memory
+from van.ops.memory import enable_memory_reuse
 from van.ops.reference import Kernel
 
 __all__ = [
     "BACKENDS",
+    "Availability",
     "Kernel",
-    "Verdict",
     "can_run",
     "depthwise",
     "depthwise_gelu",
-    "keep_freed_memory",
+    "enable_memory_reuse",
     "large_kernel_attention",
     "lka_pair",
-    "plain_operators_wanted",
     "use_backend",
+    "use_reference",
 ]

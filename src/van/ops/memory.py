@@ -1,22 +1,25 @@
-"""Keeping memory that tensors have given back, for the next tensors.
+"""Memory reuse: let the C allocator keep freed blocks instead of returning them to the operating system.
 
-The C library of Linux gives large blocks back to the system as soon as they are freed, and the system fills
-fresh ones with zeros, page by page, when they are first written. In a network that makes and drops a tensor
-for every layer this costs as much as a good part of the arithmetic.
+The C library of Linux returns large blocks to the system as soon as they are freed, and the system zeroes
+fresh pages when they are first written. In a network that allocates and frees a tensor for every layer these
+page faults cost a considerable share of the run time.
 """
 
 import ctypes
 import sys
 
 _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2
-"""What ``malloc.h`` calls M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD."""
+"""M_MMAP_MAX, M_TRIM_THRESHOLD and M_TOP_PAD of ``malloc.h``."""
 
 
-def keep_freed_memory() -> bool:
-    """Have this process keep freed memory for its next tensors; it then stays as large as it has ever been.
+def enable_memory_reuse() -> bool:
+    """Make this process keep freed memory for its next tensors.
 
-    Made for programs that compute and end, or compute again and again: every verb of ``van`` that runs a
-    network does it. Returns whether the C library could be told (glibc can).
+    The resident size of the process then stays at its peak. It cannot be undone. Every ``van`` command that runs
+    a network calls this; call it once at the start of programs that run a network repeatedly.
+
+    Returns:
+        Whether the C library accepted the settings: True on Linux with glibc, False elsewhere.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -24,5 +27,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # another C library
         return False
-    told = [mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, 2**31 - 1), mallopt(_TOP_PAD, 64 << 20)]
-    return all(told)
+    # no mmap for large blocks, never trim the heap, and grow it by 64 MiB at a time
+    accepted = [mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, 2**31 - 1), mallopt(_TOP_PAD, 64 << 20)]
+    return all(accepted)

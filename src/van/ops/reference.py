@@ -1,6 +1,6 @@
-"""The operators, written to be read.
+"""The reference operators in plain PyTorch.
 
-Shapes: N pictures, C channels, H rows, W columns; every tensor is NCHW.
+Shapes: N images, C channels, H rows, W columns; every tensor is NCHW.
 This file is the definition: each fast path in ``van.ops`` is tested against it,
 forward and backward. Source: Guo et al. 2022, arXiv:2202.09741, section 3.1.
 """
@@ -14,7 +14,7 @@ from van.errors import ShapeError
 
 
 class Kernel(NamedTuple):
-    """One convolution's weight, its bias (or None), and the spacing of its taps in pixels."""
+    """The weight of one convolution, its bias (or None) and its dilation in pixels."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -22,35 +22,36 @@ class Kernel(NamedTuple):
 
 
 def same_padding(kernel_size: int, dilation: int) -> tuple[int, int]:
-    """Zeros before and after a row, in pixels, that keep its length.
+    """Return the zero padding before and after a row, in pixels, that keeps its length.
 
-    An even kernel reaches one tap further to the right, as ``padding="same"`` does in PyTorch.
+    An even kernel is padded by one more on the right, as with ``padding="same"`` in PyTorch.
     """
-    reach = dilation * (kernel_size - 1)
-    return reach // 2, reach - reach // 2
+    span = dilation * (kernel_size - 1)
+    return span // 2, span - span // 2
 
 
 def check_kernels(x: Tensor, mix: Kernel | None = None, /, **depthwise: Kernel) -> None:
-    """Refuse kernels, named as the caller knows them, whose shapes do not fit ``x``.
+    """Check that the kernels match ``x``; keyword names appear in the errors.
 
     Raises:
         ShapeError: ``x`` is not NCHW, or a kernel is not of the shape the operator needs.
     """
     if x.ndim != 4:
-        raise ShapeError(f"x has {x.ndim} dimensions {tuple(x.shape)}; wanted 4: (N, C, H, W)")
+        raise ShapeError(f"x: expected 4 dimensions (N, C, H, W), got {x.ndim}: {tuple(x.shape)}")
     channels = x.shape[1]
     for name, kernel in depthwise.items():
         shape = tuple(kernel.weight.shape)
         if len(shape) != 4 or shape[:2] != (channels, 1):
-            raise ShapeError(f"{name}.weight is {shape}; x has {channels} channels, so wanted ({channels}, 1, k, k)")
+            raise ShapeError(f"{name}.weight: expected ({channels}, 1, k, k), got {shape}; x has {channels} channels")
         if kernel.dilation < 1:
-            raise ShapeError(f"{name}.dilation is {kernel.dilation}; wanted at least 1")
+            raise ShapeError(f"{name}.dilation: expected at least 1, got {kernel.dilation}")
     if mix is not None and tuple(mix.weight.shape) != (channels, channels, 1, 1):
-        raise ShapeError(f"mix.weight is {tuple(mix.weight.shape)}; wanted ({channels}, {channels}, 1, 1)")
+        expected = (channels, channels, 1, 1)
+        raise ShapeError(f"mix.weight: expected {expected}, got {tuple(mix.weight.shape)}")
 
 
 def depthwise(x: Tensor, kernel: Kernel) -> Tensor:
-    """Convolve every channel with its own kernel, keeping the size: (N, C, H, W) to the same."""
+    """Apply a depth-wise convolution with "same" padding: (N, C, H, W) to the same."""
     rows, columns = kernel.weight.shape[-2:]
     top, bottom = same_padding(rows, kernel.dilation)
     left, right = same_padding(columns, kernel.dilation)
@@ -64,19 +65,19 @@ def depthwise(x: Tensor, kernel: Kernel) -> Tensor:
 
 
 def lka_pair(x: Tensor, local: Kernel, dilated: Kernel) -> Tensor:
-    """The two depth-wise convolutions of large kernel attention: (N, C, H, W) to the same."""
+    """Apply the two depth-wise convolutions of large kernel attention: (N, C, H, W) to the same."""
     return depthwise(depthwise(x, local), dilated)
 
 
 def depthwise_gelu(x: Tensor, kernel: Kernel) -> Tensor:
-    """The middle of VAN's feed-forward part, GELU(DW(x) + bias), GELU in its exact form: (N, C, H, W) to the same."""
+    """Apply the depth-wise convolution and the exact GELU of VAN's feed-forward network: (N, C, H, W) to the same."""
     return F.gelu(depthwise(x, kernel))
 
 
 def large_kernel_attention(x: Tensor, local: Kernel, dilated: Kernel, mix: Kernel) -> Tensor:
-    """Gate ``x`` by a map that sees a wide neighbourhood of each pixel.
+    """Multiply ``x`` by its large kernel attention map.
 
-    With 5x5 then 7x7-dilated-by-3 kernels one output pixel reads 23x23 inputs.
+    With a 5x5 kernel and a 7x7 kernel of dilation 3 the receptive field of one output pixel is 23x23 pixels.
 
     Args:
         x: (N, C, H, W), any float dtype.
@@ -88,7 +89,7 @@ def large_kernel_attention(x: Tensor, local: Kernel, dilated: Kernel, mix: Kerne
         (N, C, H, W), dtype and device of ``x``.
 
     Raises:
-        ShapeError: a kernel does not fit the channels of ``x``.
+        ShapeError: a kernel does not match the channels of ``x``.
     """
     check_kernels(x, mix, local=local, dilated=dilated)
     return x * F.conv2d(lka_pair(x, local, dilated), mix.weight, mix.bias)

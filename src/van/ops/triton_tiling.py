@@ -1,18 +1,17 @@
-"""How the Triton kernels cut a map into tiles: a shipped table, a rule for every other shape, and a tuner.
+"""Tilings of the Triton kernels: a default table, a rule for every other shape, and candidates for autotuning.
 
-The table was chosen by reasoning, not by timing: no speed here is measured. Its evidence is the compiler's:
-``pytest -m slow tests/ops/test_triton_compiled.py`` builds every entry for compute capabilities 8.0 and 9.0 and asks
-that no register is spilled. ``VAN_TUNE=1`` lets ``triton.autotune`` time the entry against its neighbours on the GPU
-at hand, once for each shape and dtype, and keep the answer in Triton's cache.
+The table follows from the reasoning below; it is not measured. ``pytest -m slow tests/ops/test_triton_compiled.py``
+compiles every entry for compute capabilities 8.0 and 9.0 and checks that no register is spilled. With ``VAN_TUNE=1``
+``triton.autotune`` times the entry and its candidates on the current GPU, once per shape and dtype, and keeps the
+result in Triton's cache.
 
-Where the numbers come from. A program is one warp, so nothing ever waits for another warp. It serves 64 lanes, two
-neighbouring channels in each thread: it reads 128 bytes of bfloat16 at a time, one whole line of the cache, and a
-thread keeps two sums for each pixel of the tile that is under way. There are 255 registers to a thread: of sums it
-holds 2 * tile_columns * (kernel_rows - 1 + step), of input 2 * step * (tile_columns + kernel_columns - 1). Seven
-columns divide 56, 28, 14 and 7. Where one tile spans the phase (10 columns of 28, 5 of 14 and 3 of 7 at dilation 3)
-there is no halo to read; where one step reads the plane (5 x 5, 3 x 3, 7 x 7), taps outside of it do not even exist
-in the code. A 3x3 kernel leaves room for twice the tile, or for four channels in a thread: more bytes on their way from
-memory, which is what bounds it.
+Derivation. A program is one warp, so no warp waits for another. It processes 64 lanes, two neighboring channels per
+thread: one read is 128 bytes of bfloat16, a whole cache line, and a thread keeps two sums per pixel of the tile. A
+thread has 255 registers: the sums take 2 * tile_columns * (kernel_rows - 1 + step) and the input
+2 * step * (tile_columns + kernel_columns - 1). Seven columns divide 56, 28, 14 and 7. Where one tile spans the phase
+(10 columns of 28, 5 of 14 and 3 of 7 at dilation 3) there is no halo; where one step reads the whole plane (5 x 5,
+3 x 3, 7 x 7), products with padding are omitted at compile time. A 3x3 kernel leaves registers for twice the tile, or
+for four channels per thread: more bytes in flight, since it is bound by memory.
 """
 
 import dataclasses
@@ -20,20 +19,20 @@ import itertools
 import math
 from typing import Any
 
-PROGRAMS = 1056
-"""Programs that sum a weight gradient: eight for each multiprocessor of an H200. A fixed number, on every
-machine, since it decides the order of the sums and so their last bits."""
-REGISTERS = 200
-"""Values for a thread, by ``_registers``, up to which compiled code holds nearly all of them in registers."""
-LARGEST_PLANE = 49
-"""Pixels of a phase that are kept in registers altogether."""
-WIDEST = 14
-"""Columns of the widest tile; beyond, a row of sums crowds out its input."""
+MAX_PROGRAMS = 1056
+"""Programs that sum a weight gradient: eight for each multiprocessor of an H200. The same on every GPU, because it
+determines the order of the sums and so their rounding."""
+MAX_REGISTERS = 200
+"""Most values per thread, by ``_count_registers``, that compiled code keeps in registers."""
+MAX_PLANE_PIXELS = 49
+"""Most pixels of a phase that fit into registers as a whole."""
+MAX_TILE_COLUMNS = 14
+"""Columns of the widest tile; a wider one leaves too few registers for the input."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What a kernel is asked to do, as far as its speed depends on it."""
+    """The sizes of a kernel launch that affect its speed."""
 
     operator: str
     images: int
@@ -46,18 +45,18 @@ class Problem:
 
     @property
     def phase_rows(self) -> int:
-        """Rows of the longest phase."""
+        """Return the rows of the longest phase."""
         return math.ceil(self.rows / self.dilation)
 
     @property
     def phase_columns(self) -> int:
-        """Columns of the widest phase."""
+        """Return the columns of the widest phase."""
         return math.ceil(self.columns / self.dilation)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """Columns of a tile, rows read in one step, strips of a phase's rows (0: as many as pay), lanes of a program."""
+    """Columns of a tile, rows per step, strips of rows of a phase (0: choose automatically), lanes of a program."""
 
     tile_columns: int
     step: int = 1
@@ -65,7 +64,7 @@ class Tiling:
     lanes: int = 64
 
 
-SHIPPED = {
+DEFAULT_TILINGS = {
     # operator, kernel side, dilation, map side: tiling
     ("convolve", 5, 1, 56): Tiling(tile_columns=7, step=2),
     ("convolve", 5, 1, 28): Tiling(tile_columns=7, step=2),
@@ -74,7 +73,7 @@ SHIPPED = {
     ("convolve", 7, 3, 56): Tiling(tile_columns=7, step=2),
     ("convolve", 7, 3, 28): Tiling(tile_columns=10),
     ("convolve", 7, 3, 14): Tiling(tile_columns=5, step=5),
-    ("convolve", 5, 3, 7): Tiling(tile_columns=3, step=3),  # the outer taps of 7 x 7 are cut off before
+    ("convolve", 5, 3, 7): Tiling(tile_columns=3, step=3),  # the outer taps of 7 x 7 are cropped
     ("convolve", 3, 1, 56): Tiling(tile_columns=14),
     ("convolve", 3, 1, 28): Tiling(tile_columns=14),
     ("convolve", 3, 1, 14): Tiling(tile_columns=14),
@@ -94,111 +93,131 @@ SHIPPED = {
 }
 
 
-def tiling_for(problem: Problem) -> Tiling:
-    """The shipped tiling, or one by rule for a shape that is not in the table."""
-    square = problem.rows == problem.columns and problem.kernel_rows == problem.kernel_columns
-    name = (problem.operator, problem.kernel_rows, problem.dilation, problem.rows)
-    return (SHIPPED.get(name) if square else None) or _by_rule(problem)
+def select_tiling(problem: Problem) -> Tiling:
+    """Return the default tiling of a shape, or search one if the table has none."""
+    is_square = problem.rows == problem.columns and problem.kernel_rows == problem.kernel_columns
+    key = (problem.operator, problem.kernel_rows, problem.dilation, problem.rows)
+    return (DEFAULT_TILINGS.get(key) if is_square else None) or _search_tiling(problem)
 
 
-def neighbours(problem: Problem) -> list[Tiling]:
-    """The tiling in use and a few others worth timing against it."""
-    widths = {w for w in (5, 7, 10, 14, problem.phase_columns) if w <= min(problem.phase_columns, WIDEST)}
+def candidate_tilings(problem: Problem) -> list[Tiling]:
+    """Return the selected tiling first, then the alternatives for autotuning."""
+    widths = {w for w in (5, 7, 10, 14, problem.phase_columns) if w <= min(problem.phase_columns, MAX_TILE_COLUMNS)}
     steps = (1,) if problem.operator == "gelu_gradient" else (1, 2)
     choices = itertools.product(sorted(widths), steps, (64, 128) if problem.operator == "convolve" else (64,))
     tilings = [Tiling(tile_columns=width, step=step, lanes=lanes) for width, step, lanes in choices]
-    own = tiling_for(problem)
-    return [own, *(tiling for tiling in tilings if tiling != own and _registers(problem, tiling) <= REGISTERS)]
+    current = select_tiling(problem)
+    return [
+        current,
+        *(tiling for tiling in tilings if tiling != current and _count_registers(problem, tiling) <= MAX_REGISTERS),
+    ]
 
 
-def _by_rule(problem: Problem) -> Tiling:
-    """Keep the plane in registers if it is small; else take the tile that runs the fewest instructions."""
-    if problem.phase_rows * problem.phase_columns <= LARGEST_PLANE and problem.operator != "gelu_gradient":
+def _search_tiling(problem: Problem) -> Tiling:
+    """Return a tiling that keeps a small plane in registers, else the one with the fewest instructions."""
+    if problem.phase_rows * problem.phase_columns <= MAX_PLANE_PIXELS and problem.operator != "gelu_gradient":
         return Tiling(tile_columns=problem.phase_columns, step=problem.phase_rows)
     steps = (1,) if problem.operator == "gelu_gradient" else (1, 2)
-    widths = range(1, min(problem.phase_columns, WIDEST) + 1)
+    widths = range(1, min(problem.phase_columns, MAX_TILE_COLUMNS) + 1)
     tilings = [Tiling(tile_columns=width, step=step) for width, step in itertools.product(widths, steps)]
-    fitting = [tiling for tiling in tilings if _registers(problem, tiling) <= REGISTERS]
-    return min(fitting or tilings[:1], key=lambda tiling: _instructions(problem, tiling))
+    within_budget = [tiling for tiling in tilings if _count_registers(problem, tiling) <= MAX_REGISTERS]
+    return min(within_budget or tilings[:1], key=lambda tiling: _count_instructions(problem, tiling))
 
 
-def _registers(problem: Problem, tiling: Tiling) -> int:
-    """Values that one thread holds for its channels."""
-    each = tiling.lanes // 32
+def _count_registers(problem: Problem, tiling: Tiling) -> int:
+    """Return the number of values that one thread holds for its channels."""
+    channels_per_thread = tiling.lanes // 32
     taps = problem.kernel_rows * problem.kernel_columns
-    read = tiling.tile_columns + problem.kernel_columns - 1
+    columns_read = tiling.tile_columns + problem.kernel_columns - 1
     if problem.operator == "weight_gradient":
-        return each * (taps + tiling.step * read + tiling.tile_columns)
+        return channels_per_thread * (taps + tiling.step * columns_read + tiling.tile_columns)
     if problem.operator == "gelu_gradient":
-        return each * (2 * taps + problem.kernel_rows * read + 2 * tiling.tile_columns)
+        return channels_per_thread * (2 * taps + problem.kernel_rows * columns_read + 2 * tiling.tile_columns)
     sums = tiling.tile_columns * (problem.kernel_rows - 1 + tiling.step)
-    return each * (sums + tiling.step * read + (taps if _resident(problem) else 2 * problem.kernel_columns))
+    return channels_per_thread * (
+        sums
+        + tiling.step * columns_read
+        + (taps if _keeps_weight_in_registers(problem) else 2 * problem.kernel_columns)
+    )
 
 
-def _instructions(problem: Problem, tiling: Tiling) -> int:
-    """What a warp issues for all rows and columns of a phase, as read off compiled code, within a fifth."""
+def _count_instructions(problem: Problem, tiling: Tiling) -> int:
+    """Estimate the instructions of a warp for one phase, fitted to compiled code within 20 %."""
     taps = problem.kernel_rows * problem.kernel_columns
     pixels = tiling.tile_columns * tiling.step
     loaded = tiling.step * (tiling.tile_columns + problem.kernel_columns - 1)
-    once = 2 * taps * pixels + 7 * pixels + 4 * loaded + taps + 40
-    return math.ceil(problem.phase_columns / tiling.tile_columns) * math.ceil(problem.phase_rows / tiling.step) * once
+    per_step = 2 * taps * pixels + 7 * pixels + 4 * loaded + taps + 40
+    return (
+        math.ceil(problem.phase_columns / tiling.tile_columns) * math.ceil(problem.phase_rows / tiling.step) * per_step
+    )
 
 
-def _resident(problem: Problem) -> bool:
-    """Whether the taps stay in registers; those of 7 x 7 come from the L1 cache for every step."""
+def _keeps_weight_in_registers(problem: Problem) -> bool:
+    """Return whether the taps stay in registers; those of 7 x 7 are read from the L1 cache at every step."""
     return problem.kernel_rows * problem.kernel_columns <= 25
 
 
-def settings(problem: Problem, tiling: Tiling) -> dict[str, Any]:
-    """The arguments of a kernel that follow from its tiling."""
-    whole = tiling.tile_columns >= problem.phase_columns
-    plane = tiling.step >= problem.phase_rows
-    channel_block, image_block = _lanes(problem.channels, tiling.lanes)
+def kernel_arguments(problem: Problem, tiling: Tiling) -> dict[str, Any]:
+    """Return the kernel arguments that follow from a tiling."""
+    spans_columns = tiling.tile_columns >= problem.phase_columns
+    spans_rows = tiling.step >= problem.phase_rows
+    channel_block, image_block = _split_lanes(problem.channels, tiling.lanes)
     image_tiles = math.ceil(problem.images / image_block)
     groups = math.ceil(problem.phase_columns / tiling.tile_columns)
     tiles = image_tiles * problem.dilation**2 * groups
-    chosen = {
+    arguments = {
         "tile_columns": tiling.tile_columns,
-        "halo": 0 if whole else problem.kernel_columns // 2,
+        "halo": 0 if spans_columns else problem.kernel_columns // 2,
         "channel_block": channel_block,
         "image_block": image_block,
-        "even": problem.channels % channel_block == 0 and problem.images % image_block == 0,
-        "units": tiles,
+        "is_even": problem.channels % channel_block == 0 and problem.images % image_block == 0,
+        "num_tiles": tiles,
     }
     if problem.operator == "gelu_gradient":
-        return chosen
-    chosen["step"] = tiling.step
-    chosen["before"] = 0 if plane else problem.kernel_rows // 2
-    chosen["held"] = tiling.step if plane else problem.kernel_rows - 1 + tiling.step
+        return arguments
+    arguments["step"] = tiling.step
+    arguments["rows_above"] = 0 if spans_rows else problem.kernel_rows // 2
+    arguments["rows_held"] = tiling.step if spans_rows else problem.kernel_rows - 1 + tiling.step
     if problem.operator == "convolve":
-        strips = 1 if plane else tiling.strips or _strips(problem, tiles * math.ceil(problem.channels / channel_block))
-        chosen |= {"resident": _resident(problem), "strips": strips, "units": tiles * strips}
-    return chosen
+        tile_columns = tiles * math.ceil(problem.channels / channel_block)
+        strips = 1 if spans_rows else tiling.strips or _choose_strips(problem, tile_columns)
+        arguments |= {
+            "taps_in_registers": _keeps_weight_in_registers(problem),
+            "strips": strips,
+            "num_tiles": tiles * strips,
+        }
+    return arguments
 
 
-def programs(problem: Problem, chosen: dict[str, Any]) -> tuple[int, int]:
-    """Blocks of channels, and programs for each: one to a tile, or to a few small ones, or as many as sum apart."""
-    blocks = math.ceil(problem.channels / chosen["channel_block"])
-    units = chosen["units"]
+def launch_grid(problem: Problem, arguments: dict[str, Any]) -> tuple[int, int]:
+    """Return the number of channel blocks and the number of programs per block.
+
+    A program processes one tile, several small tiles, or in the gradient kernels a fixed share of all tiles.
+    """
+    blocks = math.ceil(problem.channels / arguments["channel_block"])
+    num_tiles = arguments["num_tiles"]
     if problem.operator != "convolve":
-        return blocks, min(units, max(1, PROGRAMS // blocks))
-    share = 1 if chosen["before"] else min(16, max(1, units * blocks // (4 * PROGRAMS)))
-    return blocks, math.ceil(units / share)
+        return blocks, min(num_tiles, max(1, MAX_PROGRAMS // blocks))
+    tiles_per_program = 1 if arguments["rows_above"] else min(16, max(1, num_tiles * blocks // (4 * MAX_PROGRAMS)))
+    return blocks, math.ceil(num_tiles / tiles_per_program)
 
 
-def _lanes(channels: int, lanes: int) -> tuple[int, int]:
-    """Channels and pictures that make up the lanes: channels first, in a power of two that divides them if it can."""
+def _split_lanes(channels: int, lanes: int) -> tuple[int, int]:
+    """Return the channels and images per program: channels first, by a power of two that divides them if possible."""
     divisor = math.gcd(channels, lanes)
     block = divisor if divisor >= 16 else min(lanes, 1 << (channels - 1).bit_length())
     return block, lanes // block
 
 
-def _strips(problem: Problem, columns_of_tiles: int) -> int:
-    """Strips of rows that end soonest: more of them fill the GPU, and each reads its margin again."""
+def _choose_strips(problem: Problem, num_tile_columns: int) -> int:
+    """Return the number of strips of rows that minimizes the run time.
 
-    def rows_in_turn(strips: int) -> int:
+    More strips fill the GPU better, but each reads its halo again.
+    """
+
+    def rows_per_wave(strips: int) -> int:
         margin = problem.kernel_rows - 1 if strips > 1 else 0
-        turns = math.ceil(columns_of_tiles * strips / PROGRAMS)
-        return turns * (math.ceil(problem.phase_rows / strips) + margin)
+        waves = math.ceil(num_tile_columns * strips / MAX_PROGRAMS)
+        return waves * (math.ceil(problem.phase_rows / strips) + margin)
 
-    return min(range(1, max(1, problem.phase_rows // 4) + 1), key=rows_in_turn)
+    return min(range(1, max(1, problem.phase_rows // 4) + 1), key=rows_per_wave)

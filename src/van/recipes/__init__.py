@@ -1,39 +1,68 @@
-"""Named runs as functions: each file holds recipes, their settings beside what they do.
+"""Training recipes: each module holds one or more recipes, their settings beside the function that runs them.
 
-``RECIPES`` lists them by name for the command line, without importing torch.
+``RECIPES`` lists them by name for the command line. Importing this package does not import torch.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from van.errors import UsageError
 
 
 class Recipe(NamedTuple):
-    """What a recipe does, in words; its module here, with ``run``; and the class of its settings there."""
+    """A recipe's one-line description, its module in this package (with ``run``) and its settings class there."""
 
-    text: str
+    description: str
     module: str
     settings: str
 
 
 RECIPES = {
     "digits": Recipe(
-        "learn the 1,797 handwritten digits that scikit-learn carries; nothing to download", "digits", "DigitsSettings"
+        "Image classification: the 1,797 handwritten digits of scikit-learn; no download", "digits", "DigitsSettings"
     ),
-    "scenes-detect": Recipe("find digits in scenes of them; nothing to download", "scenes", "ScenesDetectSettings"),
-    "scenes-instances": Recipe("outline digits in those scenes", "scenes", "ScenesInstancesSettings"),
-    "scenes-segment": Recipe("label every pixel of those scenes", "scenes", "ScenesSegmentSettings"),
-    "scenes-panoptic": Recipe("give every pixel there to a digit or to the ground", "scenes", "ScenesPanopticSettings"),
-    "finetune": Recipe(
-        "train on your own folder of class folders, from public or your own weights", "finetune", "FinetuneSettings"
+    "scenes-detect": Recipe(
+        "Object detection: digits in generated scenes; no download", "scenes", "ScenesDetectSettings"
     ),
-    "detect": Recipe("find things in your own pictures: COCO, YOLO or Pascal VOC", "marked", "DetectSettings"),
-    "instances": Recipe("find their outlines, too: COCO or YOLO", "marked", "InstancesSettings"),
+    "scenes-instances": Recipe(
+        "Instance segmentation: digits in generated scenes", "scenes", "ScenesInstancesSettings"
+    ),
+    "scenes-segment": Recipe("Semantic segmentation: digits in generated scenes", "scenes", "ScenesSegmentSettings"),
+    "scenes-panoptic": Recipe("Panoptic segmentation: digits in generated scenes", "scenes", "ScenesPanopticSettings"),
+    "classify": Recipe("Image classification: one folder of images per class", "classify", "ClassifySettings"),
+    "detect": Recipe("Object detection: COCO, YOLO or Pascal VOC", "dense_tasks", "DetectSettings"),
+    "instances": Recipe("Instance segmentation: COCO or YOLO", "dense_tasks", "InstancesSettings"),
     "segment": Recipe(
-        "label every pixel of your own pictures: masks, ADE20K or Cityscapes", "marked", "SegmentSettings"
+        "Semantic segmentation: images and masks, ADE20K or Cityscapes", "dense_tasks", "SegmentSettings"
     ),
-    "panoptic": Recipe("give every pixel to a thing or to stuff: COCO panoptic", "marked", "PanopticSettings"),
-    "imagenet1k": Recipe("the paper's recipe for ImageNet-1K, from scratch", "imagenet1k", "Imagenet1kSettings"),
-    "coco-retinanet": Recipe("the paper's RetinaNet on COCO, 1x or 3x", "coco", "CocoRetinanetSettings"),
-    "coco-mask-rcnn": Recipe("the paper's Mask R-CNN on COCO, 1x or 3x", "coco", "CocoMaskRcnnSettings"),
-    "ade20k-fpn": Recipe("the paper's Semantic FPN on ADE20K", "ade20k", "Ade20kFpnSettings"),
-    "ade20k-upernet": Recipe("the paper's UPerNet on ADE20K", "ade20k", "Ade20kUpernetSettings"),
+    "panoptic": Recipe("Panoptic segmentation: COCO panoptic", "dense_tasks", "PanopticSettings"),
+    "imagenet1k": Recipe(
+        "Image classification: the paper's recipe for ImageNet-1K, from scratch", "imagenet1k", "Imagenet1kSettings"
+    ),
+    "coco-retinanet": Recipe(
+        "Object detection: the paper's RetinaNet on COCO, 1x or 3x", "coco", "CocoRetinanetSettings"
+    ),
+    "coco-mask-rcnn": Recipe(
+        "Instance segmentation: the paper's Mask R-CNN on COCO, 1x or 3x", "coco", "CocoMaskRcnnSettings"
+    ),
+    "ade20k-fpn": Recipe("Semantic segmentation: the paper's Semantic FPN on ADE20K", "ade20k", "Ade20kFpnSettings"),
+    "ade20k-upernet": Recipe("Semantic segmentation: the paper's UPerNet on ADE20K", "ade20k", "Ade20kUpernetSettings"),
 }
+ALIASES = {"finetune": "classify"}
+"""Other names that the command line accepts; settings files hold the name in ``RECIPES``."""
+
+
+def resolve_recipe(name: str) -> str:
+    """Return the name in ``RECIPES`` for a recipe's name or alias.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    resolved = ALIASES.get(name, name)
+    if resolved not in RECIPES:
+        raise UsageError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}; see van train --help")
+    return resolved
+
+
+def recipe_name(settings_class: type[Any]) -> str:
+    """Return the name in ``RECIPES`` of the recipe with this settings class."""
+    return next(name for name, recipe in RECIPES.items() if recipe.settings == settings_class.__name__)

@@ -1,7 +1,7 @@
 """The paper's recipes for ADE20K: Semantic FPN for 40,000 or 80,000 updates, UPerNet for 160,000.
 
-Pictures with a shorter side of 512 pixels, scaled by 0.5 to 2, crops of 512 that no class fills by more than three
-quarters, photometric distortion, mirrored half of the time; ImageNet's mean and deviation.
+Images with a shorter side of 512 pixels, scaled by 0.5 to 2, crops of 512 pixels of which at most 75 % belong to one
+class, photometric distortion, horizontal flips with probability 0.5; ImageNet's mean and standard deviation.
 Source: Guo et al. 2022, arXiv:2202.09741, section 4.3.
 """
 
@@ -11,55 +11,57 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from van.data.scene_augment import SceneAugmentSettings
-from van.engine.settings import TrainSettings
+from van.datasets.joint_augment import JointAugmentSettings
 from van.errors import UsageError
 from van.recipes.dense import DenseSettings, train_dense
+from van.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from van.engine.fit import Summary
+    from van.training.trainer import Summary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ade20kFpnSettings(DenseSettings):
-    """Semantic FPN on ADE20K as in the paper."""
+    """Semantic segmentation on ADE20K with Semantic FPN as in the paper."""
 
     data: Path
-    """The folder with images/{training,validation} and annotations/{training,validation}."""
+    """Dataset folder with images/{training,validation} and annotations/{training,validation}."""
     updates: int = 40_000
-    """Length of the run, rounded to whole epochs; 80000 is the longer one, 0 leaves it to --epochs."""
+    """Number of updates, rounded to whole epochs; 80000 for the longer schedule, 0 uses --epochs."""
     model: str = "van_b0"
-    """The backbone: van_b0 ... van_b6."""
-    short_px: int = 512
-    """What the shorter side of a picture is resized to, where --long-px allows it."""
-    long_px: int = 2048
-    """Most pixels of the longer side."""
+    """Backbone: van_b0 ... van_b6."""
+    min_size: int = 512
+    """Size in pixels that the shorter side of an image is resized to, unless --max-size limits it."""
+    max_size: int = 2048
+    """Maximum size of the longer side in pixels."""
     train: TrainSettings = TrainSettings(
         batch_size=32, lr=2e-4, weight_decay=1e-4, schedule="poly", poly_power=0.9, warmup_epochs=0, workers=4
     )
-    augment: SceneAugmentSettings = SceneAugmentSettings(scale=(0.5, 2.0), crop_px=512, flip=0.5, distort=0.5)
+    augment: JointAugmentSettings = JointAugmentSettings(
+        scale=(0.5, 2.0), crop_size=512, hflip=0.5, photometric_distort=0.5
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.updates < 0:
-            raise UsageError(f"--updates is {self.updates}; wanted at least 0")
+            raise UsageError(f"--updates: expected at least 0, got {self.updates}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ade20kUpernetSettings(Ade20kFpnSettings):
-    """UPerNet on ADE20K as in the paper."""
+    """Semantic segmentation on ADE20K with UPerNet as in the paper."""
 
     updates: int = 160_000
-    """Length of the run, rounded to whole epochs; 0 leaves it to --epochs."""
+    """Number of updates, rounded to whole epochs; 0 uses --epochs."""
     model: str = "van_b2"
-    """The backbone: van_b0 ... van_b6."""
+    """Backbone: van_b0 ... van_b6."""
     train: TrainSettings = TrainSettings(
         batch_size=16, lr=6e-5, weight_decay=0.01, schedule="poly", warmup_updates=1500, workers=4
     )
 
 
 def run(settings: Ade20kFpnSettings) -> Summary:
-    """Train as the settings say.
+    """Train the network that the settings describe.
 
     Raises:
         VanError: see ``van.recipes.dense.train_dense``.
@@ -71,6 +73,6 @@ def run(settings: Ade20kFpnSettings) -> Summary:
         task_name="segment",
         data=settings.data,
         head="upernet" if isinstance(settings, Ade20kUpernetSettings) else "semantic_fpn",
-        colours=(IMAGENET_MEAN, IMAGENET_STD),
+        normalization=(IMAGENET_MEAN, IMAGENET_STD),
         updates=settings.updates,
     )

@@ -1,10 +1,10 @@
-"""What the classification recipes share: from a split and settings to a run."""
+"""Training of a classifier, shared by the classification recipes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from van.recipes.begin import check_pictures, check_step
+from van.recipes.validation import check_batch_size, check_dataset_unchanged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from van.data.augment import AugmentSettings
-    from van.data.folder import Split
-    from van.engine.fit import Summary
-    from van.engine.settings import TrainSettings
-    from van.preprocess import Preprocess
-    from van.tasks.mix import MixSettings
+    from van.datasets.augment import AugmentSettings
+    from van.datasets.folder import TrainValSplits
+    from van.preprocess import CenterCropPreprocess
+    from van.tasks.mixup import MixupSettings
+    from van.training.settings import TrainSettings
+    from van.training.trainer import Summary
 
 
 def train_classifier(
     model: nn.Module,
-    split: Split,
+    split: TrainValSplits,
     *,
     model_name: str,
     model_options: Mapping[str, Any],
-    preprocess: Preprocess,
+    preprocess: CenterCropPreprocess,
     train: TrainSettings,
     augment: AugmentSettings,
-    mix: MixSettings,
+    mix: MixupSettings,
     recipe: Mapping[str, Any],
     out: Path,
     resume: bool,
@@ -37,31 +37,31 @@ def train_classifier(
     """Train ``model`` on ``split`` into the run folder ``out``.
 
     Raises:
-        UsageError: the pictures are others than when the run to resume began, or too few for a step.
-        VanError: see ``van.engine.fit.fit``.
+        UsageError: the dataset differs from that of the run to resume, or is too small for a batch.
+        VanError: see ``van.training.trainer.fit``.
     """
-    from van.data.augment import training_transform
-    from van.data.pictures import PictureSet
-    from van.engine.fit import fit
-    from van.engine.job import Job
-    from van.tasks.classify import Classify
+    from van.datasets.augment import training_transform
+    from van.datasets.image_dataset import ImageDataset
+    from van.tasks.classification import ClassificationTask
+    from van.training.run import TrainingRun
+    from van.training.trainer import fit
 
-    pictures = {
-        "classes": len(split.labels),
-        "training_pictures": len(split.train),
-        "validation_pictures": len(split.validation),
+    images = {
+        "classes": len(split.class_names),
+        "training_images": len(split.train),
+        "validation_images": len(split.validation),
     }
-    check_pictures(out, pictures, resume=resume)
-    check_step(model, train, pictures=len(split.train), size_px=preprocess.size_px)
-    job = Job(
-        task=Classify(split.labels, mix),
+    check_dataset_unchanged(out, images, resume=resume)
+    check_batch_size(model, train, images=len(split.train), image_size=preprocess.image_size)
+    run = TrainingRun(
+        task=ClassificationTask(split.class_names, mix),
         model=model,
         model_name=model_name,
         model_options=model_options,
         preprocess=preprocess,
-        train_set=PictureSet(split.train, training_transform(preprocess, augment)),
-        validation_set=PictureSet(split.validation, preprocess),
+        train_dataset=ImageDataset(split.train, training_transform(preprocess, augment)),
+        val_dataset=ImageDataset(split.validation, preprocess),
         settings=train,
-        recipe={**recipe, **pictures},
+        recipe={**recipe, **images},
     )
-    return fit(job, out, resume=resume)
+    return fit(run, out, resume=resume)

@@ -1,8 +1,9 @@
 """The paper's recipes for COCO: RetinaNet and Mask R-CNN, 1x and 3x.
 
-AdamW at 1e-4, weight decay 0.05, 16 pictures an update; 12 epochs, the rate falling tenfold after 8 and 11, or 36
-with falls after 27 and 33 and pictures 480 to 800 pixels high. Sources: Guo et al. 2022, arXiv:2202.09741,
-section 4.2; the lengths and the first 500 updates' rise are mmdetection's schedules of that name.
+AdamW with learning rate 1e-4, weight decay 0.05 and batch size 16. 1x: 12 epochs, learning rate divided by 10 after
+epochs 8 and 11. 3x: 36 epochs, divided after 27 and 33, with shorter sides of 480 to 800 pixels.
+Sources: Guo et al. 2022, arXiv:2202.09741, section 4.2; the schedules and the warm-up of 500 updates are those of
+mmdetection with the same names.
 """
 
 from __future__ import annotations
@@ -11,32 +12,32 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from van.data.scene_augment import SceneAugmentSettings
-from van.engine.settings import TrainSettings
+from van.datasets.joint_augment import JointAugmentSettings
 from van.errors import UsageError
 from van.recipes.dense import DenseSettings, train_dense
+from van.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from van.engine.fit import Summary
+    from van.training.trainer import Summary
 
 _LENGTHS: dict[str, dict[str, Any]] = {
     "1x": {"epochs": 12, "milestones": (8, 11)},
     "3x": {"epochs": 36, "milestones": (27, 33)},
 }
 _MULTI_SCALE = (0.6, 1.0)
-"""What 3x adds: the shorter side from 480 to 800."""
+"""Scale range of the 3x schedule: shorter sides of 480 to 800 pixels."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CocoRetinanetSettings(DenseSettings):
-    """RetinaNet on COCO as in the paper."""
+    """Object detection on COCO with RetinaNet as in the paper."""
 
     data: Path
-    """The folder with annotations/instances_train2017.json, train2017/ and val2017/."""
+    """Dataset folder with annotations/instances_train2017.json, train2017/ and val2017/."""
     length: Literal["1x", "3x", "own"] = "1x"
-    """12 or 36 epochs; own: as --epochs says."""
+    """Schedule: 1x (12 epochs), 3x (36 epochs), or own (uses --epochs and --set milestones)."""
     model: str = "van_b0"
-    """The backbone: van_b0 ... van_b6."""
+    """Backbone: van_b0 ... van_b6."""
     train: TrainSettings = TrainSettings(
         epochs=12,
         batch_size=16,
@@ -48,16 +49,16 @@ class CocoRetinanetSettings(DenseSettings):
         precision="bf16",
         workers=4,
     )
-    augment: SceneAugmentSettings = SceneAugmentSettings(flip=0.5)
+    augment: JointAugmentSettings = JointAugmentSettings(hflip=0.5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CocoMaskRcnnSettings(CocoRetinanetSettings):
-    """Mask R-CNN on COCO as in the paper."""
+    """Instance segmentation on COCO with Mask R-CNN as in the paper."""
 
 
 def run(settings: CocoRetinanetSettings) -> Summary:
-    """Train as the settings say.
+    """Train the network that the settings describe.
 
     Raises:
         VanError: see ``van.recipes.dense.train_dense``.
@@ -75,14 +76,14 @@ def run(settings: CocoRetinanetSettings) -> Summary:
 
 
 def _check_epochs(settings: CocoRetinanetSettings) -> None:
-    """Refuse a number of epochs that the length would pass over in silence.
+    """Check that --epochs, which --length overrides, is the default or the schedule's number of epochs.
 
     Raises:
-        UsageError: it is neither that of the length nor left alone.
+        UsageError: it is another number.
     """
     epochs = _LENGTHS[settings.length]["epochs"]
     if settings.train.epochs not in (epochs, type(settings).train.epochs):
         raise UsageError(
-            f"--epochs is {settings.train.epochs} and --length {settings.length} has {epochs}; "
-            "leave --epochs out, or say --length own"
+            f"--epochs: expected {epochs} with --length {settings.length}, got {settings.train.epochs}; "
+            "omit --epochs, or use --length own"
         )

@@ -1,56 +1,64 @@
-"""What the recipes of detection and segmentation share: from a marked data set and settings to a run."""
+"""Training for detection and segmentation, shared by the recipes of these tasks."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from van.data.scene_augment import SceneAugmentSettings
-from van.engine.settings import TrainSettings
+from van.datasets.joint_augment import JointAugmentSettings
 from van.errors import UsageError
-from van.recipes.begin import check_pictures, check_step, flat, parts, seeded_model, tell
+from van.recipes.validation import (
+    batch_divisor,
+    check_batch_size,
+    check_dataset_unchanged,
+    clamp_batch_size,
+    flatten_settings,
+    log,
+    seed_weights,
+)
+from van.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
 
-    from van.data.marks import Marked
-    from van.engine.fit import Summary
-    from van.models.load import Loaded
-    from van.preprocess import WholePreprocess
+    from van.datasets.annotations import AnnotatedDataset
+    from van.models.load import LoadedModel
+    from van.preprocess import ResizePreprocess
     from van.tasks.base import Task
+    from van.training.trainer import Summary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseSettings:
-    """What all of them set."""
+    """Settings shared by the detection and segmentation recipes."""
 
     out: Path
-    """Folder of the run."""
+    """Run folder, for settings, log and checkpoints."""
     resume: bool = False
-    """Go on with the run in --out."""
+    """Resume the run in --out."""
     model: str = "van_b1"
-    """The backbone: van_b0 ... van_b6."""
-    start: Annotated[str, tyro.conf.arg(name="from")] = "pretrained"
-    """pretrained: the backbone's public weights; scratch: none; or a checkpoint whose backbone is taken."""
-    short_px: int = 800
-    """What the shorter side of a picture is resized to, where --long-px allows it."""
-    long_px: int = 1333
-    """Most pixels of the longer side."""
+    """Backbone: van_b0 ... van_b6."""
+    init_from: str = "pretrained"
+    """Initial weights of the backbone: pretrained (public weights), scratch, or the path of a checkpoint."""
+    min_size: int = 800
+    """Size in pixels that the shorter side of an image is resized to, unless --max-size limits it."""
+    max_size: int = 1333
+    """Maximum size of the longer side in pixels."""
     drop_path_rate: float = 0.1
-    """Share of blocks skipped in training, rising to this at the last block."""
+    """Stochastic depth rate of the last block; the rate increases linearly from 0 at the first block."""
     train: TrainSettings = TrainSettings()
-    augment: SceneAugmentSettings = SceneAugmentSettings()
+    augment: JointAugmentSettings = JointAugmentSettings()
 
     def __post_init__(self) -> None:
-        if not 0 < self.short_px <= self.long_px:
-            raise UsageError(f"--short-px is {self.short_px}, --long-px {self.long_px}; wanted 0 < short <= long")
+        if not 0 < self.min_size <= self.max_size:
+            raise UsageError(
+                f"expected 0 < --min-size <= --max-size, got --min-size {self.min_size} --max-size {self.max_size}"
+            )
         if not 0 <= self.drop_path_rate < 1:
-            raise UsageError(f"--drop-path-rate is {self.drop_path_rate}; wanted at least 0 and below 1")
+            raise UsageError(f"--drop-path-rate: expected at least 0 and below 1, got {self.drop_path_rate}")
 
 
 def train_dense(
@@ -60,150 +68,148 @@ def train_dense(
     data: Path,
     head: str,
     head_options: Mapping[str, Any] | None = None,
-    colours: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None,
+    normalization: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None,
     updates: int = 0,
 ) -> Summary:
-    """Train VAN with ``head`` on the marked pictures in ``data`` into the run folder.
+    """Train a VAN backbone with ``head`` on the annotated dataset ``data``.
 
     Args:
-        settings: the recipe's own, of ``DenseSettings``.
-        task_name: a key of ``van.data.marks.WANTED``.
-        head: one of ``van.models.catalogue.HEADS``.
-        head_options: of the network, stored with it.
-        colours: mean and deviation; those of the starting weights if None.
-        updates: length of the run, rounded to whole epochs; 0 leaves it to ``epochs``.
+        settings: the recipe's settings, a subclass of ``DenseSettings``.
+        task_name: a key of ``van.datasets.annotations.TASK_TARGETS``.
+        head: one of ``van.models.registry.HEADS``.
+        head_options: options of the head, stored with the network.
+        normalization: mean and standard deviation; those of the initial weights if None.
+        updates: length of the run in updates, rounded to whole epochs; 0 uses ``epochs``.
 
     Raises:
-        VanError: see ``van.engine.fit.fit``, ``van.data.find.read_part`` and ``van.models.load.load``.
+        VanError: see ``van.training.trainer.fit``, ``van.datasets.formats.load_split`` and ``van.models.load.load``.
     """
-    from van.data.marked_set import MarkedSet
-    from van.data.marks import WANTED
-    from van.engine.fit import fit
-    from van.engine.job import Job
-    from van.engine.run_folder import check_run
+    from van.datasets.annotations import TASK_TARGETS
+    from van.datasets.dense_dataset import DenseDataset
+    from van.training.run import TrainingRun
+    from van.training.run_folder import check_run
+    from van.training.trainer import fit
 
     check_run(settings.out, {}, resume=settings.resume)
-    want = WANTED[task_name]
-    train, validation = _read(data, want)
-    settings = dataclasses.replace(settings, train=_fitting(settings.train, len(train.pictures), updates))
-    counts = {"classes": len(train.labels), "training_pictures": len(train.pictures)}
-    counts["validation_pictures"] = len(validation.pictures)
-    check_pictures(settings.out, counts, resume=settings.resume)
+    target_type = TASK_TARGETS[task_name]
+    train, validation = _load_splits(data, target_type)
+    train_settings = clamp_batch_size(settings.train, len(train.images))
+    if updates:
+        train_settings = _set_epochs(train_settings, len(train.images), updates)
+    settings = dataclasses.replace(settings, train=train_settings)
+    counts = {"classes": len(train.class_names), "training_images": len(train.images)}
+    counts["validation_images"] = len(validation.images)
+    check_dataset_unchanged(settings.out, counts, resume=settings.resume)
     options = {"head": head, **(head_options or {})}
-    start = _start(settings)
-    if start is not None and start.name != settings.model:
-        tell(f"the backbone is {start.name}, which {settings.start} holds, and not --model {settings.model}")
-        settings = dataclasses.replace(settings, model=start.name)
-    network, preprocess = _network(settings, len(train.labels), options, start)
-    if colours is not None:
-        preprocess = dataclasses.replace(preprocess, mean=colours[0], std=colours[1])
-    seen_px = settings.augment.crop_px or round(settings.short_px * settings.augment.scale[0])
-    check_step(network, settings.train, pictures=len(train.pictures), size_px=seen_px)
-    _check_head(network, settings.train, size_px=1 if head == "upernet" else seen_px)
-    job = Job(
-        task=_task(task_name, train),
+    initial = _load_initial_backbone(settings)
+    if initial is not None and initial.name != settings.model:
+        log(f"--model {settings.model} ignored: {settings.init_from} contains {initial.name}")
+        settings = dataclasses.replace(settings, model=initial.name)
+    network, preprocess = _create_network(settings, len(train.class_names), options, initial)
+    if normalization is not None:
+        preprocess = dataclasses.replace(preprocess, mean=normalization[0], std=normalization[1])
+    image_size = settings.augment.crop_size or round(settings.min_size * settings.augment.scale[0])
+    check_batch_size(network, settings.train, images=len(train.images), image_size=image_size)
+    _check_head_batch_norm(network, settings.train, image_size=1 if head == "upernet" else image_size)
+    run = TrainingRun(
+        task=_make_task(task_name, train),
         model=network,
         model_name=settings.model,
         model_options=options,
         preprocess=preprocess,
-        train_set=MarkedSet(train, preprocess, want=want, augment=settings.augment),
-        validation_set=MarkedSet(validation, preprocess, want=want),
+        train_dataset=DenseDataset(train, preprocess, target_type=target_type, augment=settings.augment),
+        val_dataset=DenseDataset(validation, preprocess, target_type=target_type),
         settings=settings.train,
-        recipe={**flat(settings), **counts},
+        recipe={**flatten_settings(settings), **counts},
     )
-    return fit(job, settings.out, resume=settings.resume)
+    return fit(run, settings.out, resume=settings.resume)
 
 
-def _read(data: Path, want: str) -> tuple[Marked, Marked]:
-    from van.data.check import quick_check
-    from van.data.find import check_labels, read_part
-    from van.data.marks import Problems
+def _load_splits(data: Path, target_type: str) -> tuple[AnnotatedDataset, AnnotatedDataset]:
+    """Load and check the training and validation splits, whose class indices agree."""
+    from van.datasets.annotations import Issues
+    from van.datasets.check import quick_check
+    from van.datasets.formats import load_split, remap_labels
 
-    parts_found = []
-    for part in ("train", "val"):
-        problems = Problems(collect=True)
-        found = read_part(data, part, want=want, problems=problems)
-        left_out = problems.tolerate(marks=sum(len(picture.marks) for picture in found.pictures))
-        if left_out:
-            tell(f"{part}: {len(left_out)} damaged marks, such as {left_out[0]}; see van data check {data}")
-        quick_check(found, want=want)
-        parts_found.append(found)
-    train, validation = parts_found
-    return train, check_labels(validation, train.labels)
-
-
-def _fitting(train: TrainSettings, pictures: int, updates: int) -> TrainSettings:
-    """The settings with a batch that can be filled, and with as many epochs as the updates make."""
-    largest = pictures // parts(train) * parts(train)
-    if 0 < largest < train.batch_size:
-        tell(f"--batch-size lowered to {largest}: there are {pictures} pictures to train on")
-        train = dataclasses.replace(train, batch_size=largest)
-    if updates:
-        epochs = max(1, round(updates / max(1, pictures // train.batch_size)))
-        tell(f"{updates} updates are {epochs} {'epoch' if epochs == 1 else 'epochs'} of {pictures} pictures")
-        train = dataclasses.replace(train, epochs=epochs)
-    return train
+    splits = []
+    for name in ("train", "val"):
+        issues = Issues(collect=True)
+        split = load_split(data, name, target_type=target_type, issues=issues)
+        skipped = issues.raise_unless_minor(num_annotations=sum(len(image.annotations) for image in split.images))
+        if skipped:
+            log(f"{name}: skipped {len(skipped)} invalid annotations, such as {skipped[0]}; see van data check {data}")
+        quick_check(split, target_type=target_type)
+        splits.append(split)
+    train, validation = splits
+    return train, remap_labels(validation, train.class_names)
 
 
-def _start(settings: Any) -> Loaded | None:
-    """The weights that the backbone starts from, if any."""
+def _set_epochs(train: TrainSettings, num_images: int, updates: int) -> TrainSettings:
+    """Return the settings with the number of whole epochs closest to ``updates``."""
+    epochs = max(1, round(updates / max(1, num_images // train.batch_size)))
+    log(f"--updates {updates}: training for {epochs} {'epoch' if epochs == 1 else 'epochs'} of {num_images} images")
+    return dataclasses.replace(train, epochs=epochs)
+
+
+def _load_initial_backbone(settings: Any) -> LoadedModel | None:
+    """Return the model whose backbone weights are the initial ones, or None for random weights."""
     from van.models.load import load
 
     last = settings.out / "last.safetensors"
-    if settings.resume and last.exists():  # it holds all that is needed; the weights at the start may be gone
+    if settings.resume and last.exists():  # the initial weights may no longer exist
         return load(last, num_classes=0)
-    if settings.start == "scratch":
+    if settings.init_from == "scratch":
         if settings.train.batch_norm == "frozen":
-            tell("--from scratch with --batch-norm frozen: the statistics stay those of no picture; train learns them")
+            log("--init-from scratch with --batch-norm frozen: statistics stay at their initial values; use train")
         return None
-    return load(settings.model if settings.start == "pretrained" else settings.start, num_classes=0)
+    return load(settings.model if settings.init_from == "pretrained" else settings.init_from, num_classes=0)
 
 
-def _network(
-    settings: Any, classes: int, options: Mapping[str, Any], start: Loaded | None
-) -> tuple[nn.Module, WholePreprocess]:
-    """The network with its starting weights, and the rule its pictures go through."""
-    from van.models.load import create, start_backbone
-    from van.preprocess import HALF, WholePreprocess
+def _create_network(
+    settings: Any, num_classes: int, options: Mapping[str, Any], initial: LoadedModel | None
+) -> tuple[nn.Module, ResizePreprocess]:
+    """Create the network with its initial weights, and the preprocessing rule with their normalization."""
+    from van.models.load import create_model, load_backbone_weights
+    from van.preprocess import HALF, ResizePreprocess
 
-    seeded_model(settings.train.seed)
+    seed_weights(settings.train.seed)
     rate = {"drop_path_rate": settings.drop_path_rate} if settings.drop_path_rate else {}
-    network = create(settings.model, num_classes=classes, options={**options, **rate})
+    network = create_model(settings.model, num_classes=num_classes, options={**options, **rate})
     mean, std = HALF, HALF
-    if start is not None:
-        for note in start_backbone(network, start).notes:
-            tell(note)
-        mean, std = start.preprocess.mean, start.preprocess.std
-    return network, WholePreprocess(short_px=settings.short_px, long_px=settings.long_px, mean=mean, std=std)
+    if initial is not None:
+        for note in load_backbone_weights(network, initial).notes:
+            log(note)
+        mean, std = initial.preprocess.mean, initial.preprocess.std
+    return network, ResizePreprocess(min_size=settings.min_size, max_size=settings.max_size, mean=mean, std=std)
 
 
-def _check_head(network: Any, train: TrainSettings, *, size_px: int) -> None:
-    """Refuse one picture a step where a head's BatchNorm, which is always learnt, would see a single pixel of it.
+def _check_head_batch_norm(network: Any, train: TrainSettings, *, image_size: int) -> None:
+    """Check that the head's BatchNorm, which is never frozen, gets more than one value per channel.
 
     Args:
-        size_px: shorter side of a training picture; 1 for a head that pools all of it to a pixel.
+        image_size: shorter side of a training image in pixels; 1 for a head with global pooling.
 
     Raises:
-        UsageError: it would.
+        UsageError: a step has one image, whose feature map has a single position.
     """
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    if size_px > 32 or train.batch_size // parts(train) > 1:
+    if image_size > 32 or train.batch_size // batch_divisor(train) > 1:
         return
-    of_backbone = set(network.backbone.modules())
-    if any(isinstance(module, _BatchNorm) and module not in of_backbone for module in network.modules()):
+    backbone_modules = set(network.backbone.modules())
+    if any(isinstance(module, _BatchNorm) and module not in backbone_modules for module in network.modules()):
         raise UsageError(
-            f"--batch-size {train.batch_size} is one picture a step, of which the BatchNorm of this head sees a single "
-            "pixel; raise --batch-size"
+            f"--batch-size {train.batch_size}: the BatchNorm of this head needs at least 2 images per step, got 1; "
+            "increase --batch-size"
         )
 
 
-def _task(name: str, marked: Marked) -> Task:
+def _make_task(name: str, dataset: AnnotatedDataset) -> Task:
     from van.tasks.build import make_task
 
     options: dict[str, Any] = {}
     if name in ("detect", "instances"):
-        options = {"category_ids": marked.category_ids}
+        options = {"category_ids": dataset.category_ids}
     elif name == "panoptic":
-        options = {"things": marked.things}
-    return make_task(name, marked.labels, options)
+        options = {"things": dataset.things}
+    return make_task(name, dataset.class_names, options)

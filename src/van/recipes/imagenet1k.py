@@ -1,6 +1,6 @@
 """The paper's recipe for ImageNet-1K, from scratch.
 
-300 epochs of AdamW, 5 to warm up and 10 to cool down, RandAugment, mixup, cutmix, random erasing,
+300 epochs of AdamW with 5 epochs of warm-up, then 10 epochs of cool-down; RandAugment, mixup, cutmix, random erasing,
 label smoothing and EMA. Source: Guo et al. 2022, arXiv:2202.09741, section 4.1, and the released script.
 """
 
@@ -10,34 +10,34 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from van.data.augment import AugmentSettings
-from van.engine.settings import TrainSettings
+from van.datasets.augment import AugmentSettings
 from van.errors import UsageError
-from van.models.catalogue import VARIANTS
-from van.recipes.begin import check_settings, flat, seeded_model
+from van.models.registry import VARIANTS
 from van.recipes.classification import train_classifier
-from van.tasks.mix import MixSettings
+from van.recipes.validation import check_recipe_settings, flatten_settings, seed_weights
+from van.tasks.mixup import MixupSettings
+from van.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from van.engine.fit import Summary
+    from van.training.trainer import Summary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Imagenet1kSettings:
-    """Train on ImageNet-1K as in the paper."""
+    """Image classification on ImageNet-1K as in the paper."""
 
     data: Path
-    """The folder with train/n01440764/*.JPEG and val/n01440764/*.JPEG."""
+    """Dataset folder with train/n01440764/*.JPEG and val/n01440764/*.JPEG."""
     out: Path
-    """Folder of the run."""
+    """Run folder, for settings, log and checkpoints."""
     resume: bool = False
-    """Go on with the run in --out."""
+    """Resume the run in --out."""
     model: str = "van_b0"
-    """van_b0 ... van_b6, or any timm model name."""
-    size_px: int = 224
-    """Side of the square that the network sees."""
+    """Model name: van_b0 ... van_b6, or any other in timm."""
+    image_size: int = 224
+    """Height and width of the network's input in pixels."""
     drop_path_rate: float = -1.0
-    """Share of blocks skipped in training, rising to this at the last block; -1: the paper's for the model."""
+    """Stochastic depth rate of the last block, rising linearly from 0; -1 uses the paper's rate for the model."""
     train: TrainSettings = TrainSettings(
         epochs=310,
         batch_size=1024,
@@ -50,45 +50,47 @@ class Imagenet1kSettings:
         workers=8,
     )
     augment: AugmentSettings = AugmentSettings(
-        scale=(0.08, 1.0), flip=0.5, rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25
+        scale=(0.08, 1.0), hflip=0.5, rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25
     )
-    mix: MixSettings = MixSettings(label_smoothing=0.1, mixup=0.8, cutmix=1.0)
+    mix: MixupSettings = MixupSettings(label_smoothing=0.1, mixup=0.8, cutmix=1.0)
 
     def __post_init__(self) -> None:
-        check_settings(self, least_drop_path_rate=-1)
+        check_recipe_settings(self, min_drop_path_rate=-1)
 
 
 def run(settings: Imagenet1kSettings) -> Summary:
-    """Train as the settings say.
+    """Train the network that the settings describe.
 
     Raises:
-        VanError: see ``van.engine.fit.fit`` and ``van.data.folder.read_split``.
-        UsageError: no drop path rate is known for the model.
+        VanError: see ``van.training.trainer.fit`` and ``van.datasets.folder.load_image_folder``.
+        UsageError: the paper has no drop path rate for the model.
     """
-    from van.data.folder import read_split
-    from van.engine.run_folder import check_run
-    from van.models.load import create
-    from van.preprocess import Preprocess
+    from van.datasets.folder import load_image_folder
+    from van.models.load import create_model
+    from van.preprocess import CenterCropPreprocess
+    from van.training.run_folder import check_run
 
     check_run(settings.out, {}, resume=settings.resume)
     rate = settings.drop_path_rate
     if rate < 0:
         if settings.model not in VARIANTS:
-            raise UsageError(f"--drop-path-rate: the paper has none for {settings.model}; give one")
+            raise UsageError(
+                f"--drop-path-rate: the paper has no rate for {settings.model}; expected a value from 0 to 1"
+            )
         rate = VARIANTS[settings.model].drop_path_rate
         settings = dataclasses.replace(settings, drop_path_rate=rate)
-    split = read_split(settings.data, seed=settings.train.seed)
-    seeded_model(settings.train.seed)
+    split = load_image_folder(settings.data, seed=settings.train.seed)
+    seed_weights(settings.train.seed)
     return train_classifier(
-        create(settings.model, num_classes=len(split.labels), options={"drop_path_rate": rate}),
+        create_model(settings.model, num_classes=len(split.class_names), options={"drop_path_rate": rate}),
         split,
         model_name=settings.model,
         model_options={},
-        preprocess=Preprocess(size_px=settings.size_px),
+        preprocess=CenterCropPreprocess(image_size=settings.image_size),
         train=settings.train,
         augment=settings.augment,
         mix=settings.mix,
-        recipe=flat(settings),
+        recipe=flatten_settings(settings),
         out=settings.out,
         resume=settings.resume,
     )

@@ -1,103 +1,101 @@
-"""Find, outline and map real handwritten digits in scenes made by seed; nothing to download.
+"""Detection and segmentation of handwritten digits in generated scenes; no download.
 
-The backbone is the digits classifier's, which is trained first (about a minute) where none is given.
+The backbone is initialized from a classifier of the digits, which is trained first (about a minute) by default.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from van.data.scene_augment import SceneAugmentSettings
-from van.engine.settings import TrainSettings
+from van.datasets.joint_augment import JointAugmentSettings
 from van.errors import UsageError
-from van.recipes.begin import tell
 from van.recipes.dense import DenseSettings, train_dense
+from van.recipes.validation import log
+from van.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from van.engine.fit import Summary
+    from van.training.trainer import Summary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenesSettings(DenseSettings):
-    """What the four of them set."""
+    """Settings shared by the four recipes on digit scenes."""
 
-    scenes: Path | None = None
-    """Folder of the scenes, written first where there is none; OUT/scenes if not given."""
+    data: Path | None = None
+    """Dataset folder of the scenes, generated first if it does not exist; default: OUT/scenes."""
     train_scenes: int = 2000
-    """Scenes to learn from, where they are written."""
+    """Number of training scenes to generate."""
     val_scenes: int = 100
-    """Scenes held out, which show held-out digits."""
-    start: Annotated[str, tyro.conf.arg(name="from")] = "digits"
-    """digits: a classifier of the digits, trained first into OUT/digits; scratch; or a checkpoint."""
+    """Number of validation scenes to generate; they show digits that no training scene has."""
+    init_from: str = "digits"
+    """Initial weights: digits (a classifier that is trained first, in OUT/digits), scratch, or a checkpoint."""
     model: str = "van_b0"
-    """The backbone: van_b0 ... van_b6."""
-    short_px: int = 128
-    """What the shorter side of a picture is resized to, where --long-px allows it."""
-    long_px: int = 256
-    """Most pixels of the longer side."""
+    """Backbone: van_b0 ... van_b6."""
+    min_size: int = 128
+    """Size in pixels that the shorter side of an image is resized to, unless --max-size limits it."""
+    max_size: int = 256
+    """Maximum size of the longer side in pixels."""
     drop_path_rate: float = 0.0
-    """Share of blocks skipped in training, rising to this at the last block."""
+    """Stochastic depth rate of the last block; the rate increases linearly from 0 at the first block."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("train_scenes", "val_scenes"):
             if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; wanted at least 1")
+                raise UsageError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(self, name)}")
 
 
-_AUGMENT = SceneAugmentSettings(flip=0.0)
-"""A mirrored digit is another one, or none."""
+_AUGMENT = JointAugmentSettings(hflip=0.0)
+"""No flips: a flipped digit is another digit, or none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenesDetectSettings(ScenesSettings):
-    """Boxes around digits, by Faster R-CNN."""
+    """Object detection on digit scenes with Faster R-CNN."""
 
     train: TrainSettings = TrainSettings(
         epochs=8, batch_size=8, lr=1e-3, warmup_updates=60, clip_grad=5.0, ema_decay=0.995, precision="bf16"
     )
-    augment: SceneAugmentSettings = _AUGMENT
+    augment: JointAugmentSettings = _AUGMENT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenesInstancesSettings(ScenesSettings):
-    """Boxes and outlines of digits, by Mask R-CNN."""
+    """Instance segmentation on digit scenes with Mask R-CNN."""
 
     train: TrainSettings = TrainSettings(
         epochs=7, batch_size=8, lr=1e-3, warmup_updates=60, clip_grad=5.0, ema_decay=0.995, precision="bf16"
     )
-    augment: SceneAugmentSettings = _AUGMENT
+    augment: JointAugmentSettings = _AUGMENT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenesSegmentSettings(ScenesSettings):
-    """A label for every pixel, by Semantic FPN."""
+    """Semantic segmentation on digit scenes with Semantic FPN."""
 
-    short_px: int = 192
-    """What the shorter side of a picture is resized to, where --long-px allows it."""
+    min_size: int = 192
+    """Size in pixels that the shorter side of an image is resized to, unless --max-size limits it."""
     train: TrainSettings = TrainSettings(
         epochs=13, batch_size=8, lr=2e-3, warmup_updates=100, clip_grad=5.0, ema_decay=0.995, precision="bf16"
     )
-    augment: SceneAugmentSettings = SceneAugmentSettings(flip=0.0, crop_px=96)
+    augment: JointAugmentSettings = JointAugmentSettings(hflip=0.0, crop_size=96)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenesPanopticSettings(ScenesSettings):
-    """Every pixel to a digit or to the ground, by Mask2Former (needs the extra transformers)."""
+    """Panoptic segmentation on digit scenes with Mask2Former (needs the extra transformers)."""
 
     train: TrainSettings = TrainSettings(
         epochs=8, batch_size=8, lr=1e-3, warmup_updates=100, clip_grad=1.0, ema_decay=0.995, precision="bf16"
     )
-    augment: SceneAugmentSettings = _AUGMENT
+    augment: JointAugmentSettings = _AUGMENT
 
 
 _FEW_BOXES = {
     "channels": 64,
-    "anchor_sizes_px": (12, 20, 32, 48, 64),
+    "anchor_sizes": (12, 20, 32, 48, 64),
     "rpn_batch_size_per_image": 64,
     "rpn_pre_nms_top_n_train": 200,
     "rpn_pre_nms_top_n_test": 200,
@@ -105,7 +103,7 @@ _FEW_BOXES = {
     "rpn_post_nms_top_n_test": 100,
     "box_batch_size_per_image": 32,
 }
-"""Scenes hold six digits at most, where torchvision's own numbers are for COCO."""
+"""Fewer proposals than torchvision's defaults, which are for COCO: a scene has at most six digits."""
 _FEW_SEGMENTS = {"queries": 20, "channels": 64, "encoder_layers": 1, "decoder_layers": 3, "points": 1024}
 _HEADS: dict[type[ScenesSettings], tuple[str, str, dict[str, Any]]] = {
     ScenesDetectSettings: ("detect", "faster_rcnn", _FEW_BOXES),
@@ -113,36 +111,36 @@ _HEADS: dict[type[ScenesSettings], tuple[str, str, dict[str, Any]]] = {
     ScenesSegmentSettings: ("segment", "semantic_fpn", {"channels": 48}),
     ScenesPanopticSettings: ("panoptic", "mask2former", _FEW_SEGMENTS),
 }
-"""Task, head and its options for small pictures."""
+"""The task, the head and its options for small images, by settings class."""
 
 
 def run(settings: ScenesSettings) -> Summary:
-    """Train as the settings say.
+    """Train the network that the settings describe.
 
     Raises:
         VanError: see ``van.recipes.dense.train_dense``; MissingExtra without scikit-learn.
     """
-    from van.data.scene_files import find_or_write_digit_scenes
-    from van.engine.run_folder import check_run
+    from van.datasets.scene_files import find_or_write_digit_scenes
+    from van.training.run_folder import check_run
 
     check_run(settings.out, {}, resume=settings.resume)
-    folder = settings.scenes or settings.out / "scenes"
+    folder = settings.data or settings.out / "scenes"
     find_or_write_digit_scenes(folder, train=settings.train_scenes, validation=settings.val_scenes)
-    if settings.start == "digits":
-        settings = dataclasses.replace(settings, start=str(_classifier(settings)))
+    if settings.init_from == "digits":
+        settings = dataclasses.replace(settings, init_from=str(_train_classifier(settings)))
     name, head, options = _HEADS[type(settings)]
     return train_dense(settings, task_name=name, data=folder, head=head, head_options=options)
 
 
-def _classifier(settings: ScenesSettings) -> Path:
-    """The best checkpoint of a run that learns single digits, begun, gone on with, or there already."""
+def _train_classifier(settings: ScenesSettings) -> Path:
+    """Train or resume a classifier of single digits, unless the run has started, and return its best checkpoint."""
     from van.recipes import digits
 
     out = settings.out / "digits"
     best = out / "best.safetensors"
     if (settings.out / "last.safetensors").exists():
         return best
-    tell(f"learning single digits first, into {out}")
-    begun = (out / "settings.json").exists()
-    digits.run(digits.DigitsSettings(out=out, resume=begun, model=settings.model))
+    log(f"training a classifier of single digits first, in {out}")
+    started = (out / "settings.json").exists()
+    digits.run(digits.DigitsSettings(out=out, resume=started, model=settings.model))
     return best

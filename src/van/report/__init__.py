@@ -1,1 +1,1 @@
-"""One page about a run: what was trained, how good it is, where it fails, how fast it is, with everything inside."""
+"""The report of a run as one HTML page: training curves, metrics, errors with explanations, and inference speed."""

@@ -1,7 +1,7 @@
-"""What a network costs on paper and how fast it is here.
+"""Multiply-accumulates and inference latency of a network on this machine.
 
-Shapes: what is timed goes from tensors in memory to the network's outputs: pictures (N, 3, H, W), or a list of
-(3, h, w) for a network that looks at whole pictures.
+Shapes: a timed call goes from tensors in memory to the network's outputs: images (N, 3, H, W), or a list of
+(3, h, w) for detection and segmentation.
 """
 
 import dataclasses
@@ -13,114 +13,133 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from van.bench.machine import name_of, synchroniser
-from van.bench.timing import Timing, interleaved
-from van.models.deploy import can_fuse, fuse
-from van.models.load import Loaded, in_channels_last
+from van.bench.machine import device_name, synchronizer
+from van.bench.timing import Timing, time_interleaved
+from van.models.fusion import can_fuse, fuse
+from van.models.load import LoadedModel, to_channels_last
 from van.ops import use_backend
-from van.preprocess import WholePreprocess
+from van.preprocess import ResizePreprocess
 from van.tasks.base import Task
 
-_MOST_ROUNDS, _FEWEST_ROUNDS = 15, 3
-_WARM_UP = 2
-_AT_MOST_S = 8.0
-"""How long each batch is timed, where the fewest rounds allow it."""
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 15
+_WARM_UP_ROUNDS = 2
+_MAX_TIME_S = 8.0
+"""Time limit for each batch size, unless the minimum number of rounds takes longer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Times of a forward pass, batch by batch, with the terms they hold for."""
+    """Latency of a forward pass by batch size, and the conditions of the measurement.
+
+    Args:
+        machine: name of the processor or GPU.
+        device: the torch device.
+        threads: CPU threads.
+        input_size: (rows, columns) of the network's input.
+        fused: whether norms were folded into convolutions.
+        rounds, timings: number of timed calls and their times, by batch size.
+    """
 
     machine: str
     device: str
     threads: int
-    size: tuple[int, int]
+    input_size: tuple[int, int]
     fused: bool
     rounds: dict[int, int]
     timings: dict[int, Timing]
 
-    def pictures_per_s(self, batch_size: int) -> float:
-        """By the median time."""
+    def images_per_s(self, batch_size: int) -> float:
+        """Return the throughput at the median latency."""
         return 1e3 * batch_size / self.timings[batch_size].median_ms
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         plain = {name: getattr(self, name) for name in ("machine", "device", "threads", "fused")}
-        rows = [
-            {"batch_size": size, "rounds": self.rounds[size], "median_ms": one.median_ms, "iqr_ms": one.iqr_ms,
-             "pictures_per_s": self.pictures_per_s(size)}
-            for size, one in self.timings.items()
+        batches = [
+            {"batch_size": size, "rounds": self.rounds[size], "median_ms": timing.median_ms, "iqr_ms": timing.iqr_ms,
+             "images_per_s": self.images_per_s(size)}
+            for size, timing in self.timings.items()
         ]  # fmt: skip
-        return {**plain, "rows": self.size[0], "columns": self.size[1], "batches": rows}
+        return {**plain, "rows": self.input_size[0], "columns": self.input_size[1], "batches": batches}
 
 
-def seen_size(loaded: Loaded, typical: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Rows and columns that the network sees of a picture.
+def network_input_size(loaded: LoadedModel, original_size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Return rows and columns of the network's input.
 
     Args:
-        typical: rows and columns of such a picture; a square if None.
+        original_size: rows and columns of an image before preprocessing; a square if None.
     """
     rule = loaded.preprocess
-    return rule.seen(typical or (1, 1)) if isinstance(rule, WholePreprocess) else (rule.size_px, rule.size_px)
+    if isinstance(rule, ResizePreprocess):
+        return rule.resized_size(original_size or (1, 1))
+    return (rule.image_size, rule.image_size)
 
 
-def count_macs(loaded: Loaded, task: Task, size: tuple[int, int]) -> int:
-    """Multiply-accumulates of one picture of that size: half of what ``torch.utils.flop_counter`` counts.
+def count_macs(loaded: LoadedModel, task: Task, input_size: tuple[int, int]) -> int:
+    """Return the multiply-accumulates of one image: half of what ``torch.utils.flop_counter`` counts.
 
-    That is convolutions, linear layers and the products of attention, on the network as released. What a detector
-    does for each thing that it may have found counts, too, and depends a little on the picture.
+    Convolutions, linear layers and attention products count, on the unfused network. A detector's work per proposal
+    counts as well and depends slightly on the image.
     """
-    pictures = task.stack([torch.zeros(3, *size)])
+    images = task.stack([torch.zeros(3, *input_size)])
     with torch.no_grad(), use_backend("reference"), FlopCounterMode(display=False) as counter:
-        loaded.model.eval()(pictures)
+        loaded.model.eval()(images)
     return counter.get_total_flops() // 2
 
 
-def measure(
-    loaded: Loaded, task: Task, size: tuple[int, int], device: torch.device, *, batches: tuple[int, ...]
+def measure_speed(
+    loaded: LoadedModel,
+    task: Task,
+    input_size: tuple[int, int],
+    device: torch.device,
+    *,
+    batch_sizes: tuple[int, ...],
 ) -> Speed:
-    """Time the network as ``van predict`` runs it: fused where it can be, in channels_last, float32."""
+    """Time the network as ``van predict`` runs it: fused if possible, channels_last, float32."""
     fused = can_fuse(loaded.model)
-    network = in_channels_last(fuse(loaded.model) if fused else loaded.model, device).eval()
-    wait = torch.mps.synchronize if device.type == "mps" else synchroniser(device)
+    network = to_channels_last(fuse(loaded.model) if fused else loaded.model, device).eval()
+    synchronize = torch.mps.synchronize if device.type == "mps" else synchronizer(device)
     rounds, timings = {}, {}
-    for batch_size in batches:
-        call = _bound(network, task, size, device, batch_size)
-        rounds[batch_size] = _rounds(call, wait)
-        found = interleaved({0: call}, rounds=rounds[batch_size], warm_up=_WARM_UP, synchronise=wait)
-        timings[batch_size] = found[0]
+    for batch_size in batch_sizes:
+        call = _make_call(network, task, input_size, device, batch_size)
+        rounds[batch_size] = _num_rounds(call, synchronize)
+        results = time_interleaved(
+            {0: call}, rounds=rounds[batch_size], warm_up=_WARM_UP_ROUNDS, synchronize=synchronize
+        )
+        timings[batch_size] = results[0]
     return Speed(
-        machine=name_of(device),
+        machine=device_name(device),
         device=str(device),
         threads=torch.get_num_threads(),
-        size=size,
+        input_size=input_size,
         fused=fused,
         rounds=rounds,
         timings=timings,
     )
 
 
-def _bound(
-    network: nn.Module, task: Task, size: tuple[int, int], device: torch.device, batch_size: int
+def _make_call(
+    network: nn.Module, task: Task, input_size: tuple[int, int], device: torch.device, batch_size: int
 ) -> Callable[[], object]:
+    """Return a function that runs the network on a batch of noise."""
     generator = torch.Generator().manual_seed(0)
-    pictures = task.stack([tensor.to(device) for tensor in torch.randn(batch_size, 3, *size, generator=generator)])
-    if isinstance(pictures, torch.Tensor):
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
+    images = task.stack([tensor.to(device) for tensor in torch.randn(batch_size, 3, *input_size, generator=generator)])
+    if isinstance(images, torch.Tensor):
+        images = images.contiguous(memory_format=torch.channels_last)
 
     def call() -> object:
         with torch.inference_mode():
-            return network(pictures)
+            return network(images)
 
     return call
 
 
-def _rounds(call: Callable[[], object], wait: Callable[[], object]) -> int:
-    """As many as fit into the time there is, after the first call, which is slower."""
+def _num_rounds(call: Callable[[], object], synchronize: Callable[[], object]) -> int:
+    """Return the number of rounds that fit the time limit, estimated from the second call; the first one is slower."""
     call()
-    wait()
-    began = time.perf_counter()
+    synchronize()
+    started_at = time.perf_counter()
     call()
-    wait()
-    each_s = max(time.perf_counter() - began, 1e-6)
-    return max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, int(_AT_MOST_S / each_s)))
+    synchronize()
+    call_s = max(time.perf_counter() - started_at, 1e-6)
+    return max(_MIN_ROUNDS, min(_MAX_ROUNDS, int(_MAX_TIME_S / call_s)))

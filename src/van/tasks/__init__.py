@@ -1,1 +1,1 @@
-"""What a job is: how its batches are put together, its loss, its metrics, its answers."""
+"""The tasks: for each, how samples are collated, the loss, the metrics, and the decoding of outputs."""

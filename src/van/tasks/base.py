@@ -1,10 +1,10 @@
-"""The protocol between a task and everything that runs one.
+"""The protocol of a task: collating samples, the loss, the metric, and decoding outputs into predictions.
 
-A data set yields samples: mappings with ``name`` and either the keys its task wants (``picture``
-and ``target``, and ``size`` where answers lie in the picture) or ``unreadable``, the reason why there
-is no picture. The loader adds ``valid`` (False for padding) and ``passed_over`` (unreadable samples
-that this one replaces). The engine moves batches, calls the loss and the meter, and knows nothing
-else about a task.
+A dataset returns samples: mappings with ``name`` and either the keys that its task reads (``image``
+and ``target``, and ``original_size`` if predictions have pixel coordinates) or ``unreadable``, the
+reason why the image cannot be read. The loader adds ``valid`` (False for padding) and ``skipped``
+(unreadable samples that this one replaces). The training loop moves batches and calls the loss and
+the metric; it depends on nothing else of a task.
 """
 
 import dataclasses
@@ -17,112 +17,112 @@ from torch import Tensor, nn
 Sample = Mapping[str, Any]
 
 
-class Frame(NamedTuple):
-    """A picture's name and its sizes, (rows, columns): its own, and the one that the network sees.
+class ImageMeta(NamedTuple):
+    """An image's name, the size of its file and the size of the network's input, each (rows, columns).
 
-    Boxes and masks of an answer are carried from the second to the first.
+    Boxes and masks of a prediction are resized from ``input_size`` to ``original_size``.
     """
 
     name: str
-    size: tuple[int, int] = (0, 0)
-    seen: tuple[int, int] = (0, 0)
+    original_size: tuple[int, int] = (0, 0)
+    input_size: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples put together.
+    """A batch of collated samples.
 
     Args:
-        pictures: what the network reads; (N, 3, H, W) for classification, a list where sizes differ.
-        targets: what the loss and the meter compare with.
-        frames: one for each sample.
-        valid: (N,) bool; False marks padding that no metric may count.
-        unreadable: names and reasons of samples that had no picture.
+        images: the network's input: (N, 3, H, W) for classification, a list of (3, h, w) for the other tasks.
+        targets: the ground truth for the loss and the metric.
+        image_metas: name and sizes of each image.
+        valid: (N,) bool; False for padding, which metrics must not count.
+        unreadable: names and reasons of samples whose image cannot be read.
     """
 
-    pictures: Any
+    images: Any
     targets: Any
-    frames: tuple[Frame, ...]
+    image_metas: tuple[ImageMeta, ...]
     valid: Tensor
     unreadable: tuple[tuple[str, str], ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device, pictures in channels_last."""
+        """Copy the batch to a device, images in channels_last."""
         moved = {
             field.name: _move(getattr(self, field.name), device)
             for field in dataclasses.fields(self)
-            if field.name in ("pictures", "targets", "valid")
+            if field.name in ("images", "targets", "valid")
         }
         return dataclasses.replace(self, **moved)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """One for each sample, for messages."""
-        return tuple(frame.name for frame in self.frames)
+        """The name of each image."""
+        return tuple(image_meta.name for image_meta in self.image_metas)
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self.image_metas)
 
 
 def unreadable_of(samples: Sequence[Sample]) -> tuple[tuple[str, str], ...]:
-    """Names and reasons of all that could not be read for these samples, padding left out."""
-    found: list[tuple[str, str]] = []
+    """Return the names and reasons of all unreadable images of these samples, without padding and duplicates."""
+    unreadable: list[tuple[str, str]] = []
     for sample in samples:
         if sample.get("valid", True):
             own = [(sample["name"], sample["unreadable"])] if "unreadable" in sample else []
-            found += sample.get("passed_over") or own
-    return tuple(dict.fromkeys(found))
+            unreadable += sample.get("skipped") or own
+    return tuple(dict.fromkeys(unreadable))
 
 
-class Meter(Protocol):
-    """Metrics of an evaluation in progress; exact over several processes."""
+class Metric(Protocol):
+    """An accumulating metric whose result does not depend on the number of processes."""
 
     def update(self, outputs: Any, batch: Batch) -> None:
-        """Count one batch; samples that are not ``valid`` do not count."""
+        """Add one batch; samples that are not ``valid`` are ignored."""
         ...
 
     def compute(self) -> dict[str, Any]:
-        """``metrics``: floats by name, fractions where they are shares; and details by name.
+        """Return ``metrics``, floats by name, and further details by name.
 
-        Of the details ``per_class`` is a dictionary of such floats for each label, in the order of a table.
+        The detail ``per_class`` maps each class name to a dictionary of floats, in the order of table columns.
         """
         ...
 
-    def to(self, device: torch.device) -> "Meter":
-        """The meter with its counts on ``device``."""
+    def to(self, device: torch.device) -> "Metric":
+        """Move the state to ``device`` and return the metric."""
         ...
 
 
 class Task(Protocol):
-    """One kind of job.
+    """A task: classification, detection, instance, semantic or panoptic segmentation.
 
-    ``headline`` names the metric (higher is better) that picks the best checkpoint; ``options`` are plain values
-    that, with the labels, make the task again from a checkpoint.
+    ``monitor`` names the metric (higher is better) that selects the best checkpoint; ``options`` are plain values
+    that rebuild the task from a checkpoint together with ``class_names``.
     """
 
     name: str
-    headline: str
-    labels: tuple[str, ...]
+    monitor: str
+    class_names: tuple[str, ...]
     options: Mapping[str, Any]
 
-    def stack(self, pictures: Sequence[Tensor]) -> Any:
-        """Pictures (3, H, W) as the network reads several of them."""
+    def stack(self, images: Sequence[Tensor]) -> Any:
+        """Combine images (3, H, W) into the network's input."""
         ...
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Put samples together; a batch may hold fewer pictures than samples, where some were unreadable."""
+        """Collate samples into a batch; it has fewer images than samples if some are unreadable."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The scalar to minimise, batch augmentation included."""
+        """Return the scalar loss, including batch augmentation such as mixup."""
         ...
 
-    def meter(self) -> Meter:
-        """A fresh meter."""
+    def metric(self) -> Metric:
+        """Return a new metric without counts."""
         ...
 
-    def decode(self, outputs: Any, frames: Sequence[Frame]) -> Sequence[Any]:
-        """The network's outputs as ``van.results``, one for each frame."""
+    def decode(self, outputs: Any, image_metas: Sequence[ImageMeta]) -> Sequence[Any]:
+        """Return the prediction (see ``van.predictions``) of each image from the network's outputs."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""A task from what a checkpoint says of it."""
+"""Construction of a task from its name, class names and options, as a checkpoint stores them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,39 +14,40 @@ _OPTIONS = {
     "panoptic": ("things",),
 }
 TASKS = tuple(_OPTIONS)
-"""Tasks by name, as checkpoints and ``van eval --json`` call them."""
+"""Task names, as in checkpoints and in the output of ``van eval --json``."""
 
 
-def make_task(name: str, labels: Sequence[str], options: Mapping[str, Any] | None = None) -> Task:
-    """The task ``name`` over ``labels``.
+def make_task(name: str, class_names: Sequence[str], options: Mapping[str, Any] | None = None) -> Task:
+    """Return the task ``name`` for the given classes.
 
     Args:
         name: one of ``TASKS``.
-        labels: class names, in the order of the network's outputs.
-        options: what ``Task.options`` was.
+        class_names: class names, in the order of the network's outputs.
+        options: the ``Task.options`` to restore.
 
     Raises:
-        UsageError: there is no task of that name, or it has no such option, or one is missing.
+        UsageError: there is no such task, it has no such option, or a required option is missing.
     """
     given = dict(options or {})
     if name not in TASKS:
-        raise UsageError(f"there is no task {name!r}; known: {', '.join(TASKS)}")
+        raise UsageError(f"task: expected one of {', '.join(TASKS)}, got {name!r}")
     if unknown := sorted(set(given) - set(_OPTIONS[name])):
-        raise UsageError(f"{name} has no option {', '.join(unknown)}; known: {', '.join(_OPTIONS[name]) or 'none'}")
+        known = ", ".join(_OPTIONS[name]) or "none"
+        raise UsageError(f"options of task {name}: expected {known}, got {', '.join(unknown)}")
     if name == "classify":
-        from van.tasks.classify import Classify
+        from van.tasks.classification import ClassificationTask
 
-        return Classify(labels, **given)
+        return ClassificationTask(class_names, **given)
     if name in ("detect", "instances"):
-        from van.tasks.detect import Detect
+        from van.tasks.detection import DetectionTask
 
-        return Detect(labels, masks=name == "instances", **given)
+        return DetectionTask(class_names, masks=name == "instances", **given)
     if name == "segment":
-        from van.tasks.segment import Segment
+        from van.tasks.segmentation import SegmentationTask
 
-        return Segment(labels, **given)
-    from van.tasks.panoptic import Panoptic
+        return SegmentationTask(class_names, **given)
+    from van.tasks.panoptic import PanopticTask
 
     if "things" not in given:
-        raise UsageError("panoptic lacks the option things; wanted for each class whether it is countable")
-    return Panoptic(labels, **given)
+        raise UsageError("options of task panoptic: things is missing; expected a bool per class: True if countable")
+    return PanopticTask(class_names, **given)

@@ -1,10 +1,11 @@
-"""COCO's twelve figures of detection, overall and for each class, by torchmetrics with faster-coco-eval.
+"""COCO's twelve detection metrics, overall and for each class, by torchmetrics with faster-coco-eval.
 
-AP is the mean over IoU thresholds 0.50, 0.55, ..., 0.95; AP50 and AP75 are those at one; small, medium and large
-things have at most 32², at most 96², and more pixels; AR is recall with at most 1, 10 or 100 answers of a class in a
-picture. How large a thing is, its annotation says; an answer is as large as its box, and where masks are measured as
-its mask (COCO's own code goes by the box if a result has one: take ``bbox`` out before it measures masks).
-A figure for which there is nothing to find is left out. Source: Lin et al. 2014, arXiv:1405.0312, and its evaluator.
+AP is the mean over the IoU thresholds 0.50, 0.55, ..., 0.95; AP50 and AP75 are the values at one threshold; small,
+medium and large objects have at most 32², at most 96², and more pixels; AR is the recall with at most 1, 10 or 100
+detections of a class per image. The size of an object is the area of its annotation; the size of a detection is the
+area of its box, and of its mask if masks are evaluated (COCO's own code uses the box of a result that has one: remove
+``bbox`` before it evaluates masks).
+A metric without any ground truth is omitted. Source: Lin et al. 2014, arXiv:1405.0312, and its evaluator.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,158 +16,156 @@ from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
 from van.errors import DataError
-from van.tasks.gather import everyone, on_cpu
+from van.tasks.all_gather import all_gather, to_cpu
 
-FIGURES = {
+METRIC_NAMES = {
     "ap": "map", "ap50": "map_50", "ap75": "map_75",
     "ap_small": "map_small", "ap_medium": "map_medium", "ap_large": "map_large",
     "ar1": "mar_1", "ar10": "mar_10", "ar100": "mar_100",
     "ar_small": "mar_small", "ar_medium": "mar_medium", "ar_large": "mar_large",
 }  # fmt: skip
-"""Our name of each figure, and torchmetrics'."""
+"""Metric names of this package, and torchmetrics' names."""
 _THRESHOLDS = {
     "iou_thresholds": np.linspace(0.5, 0.95, 10).tolist(),
     "rec_thresholds": np.linspace(0.0, 1.0, 101).tolist(),
 }
-"""COCO's. torchmetrics' own are rounded to float32, which an IoU of exactly 0.6 or a recall of 0.1 does not reach."""
+"""COCO's thresholds. torchmetrics' defaults are float32, which an IoU of exactly 0.6 or a recall of 0.1 misses."""
 CURVES = {"0.50": slice(0, 1), "0.75": slice(5, 6), "0.50:0.95": slice(None)}
-"""The IoU thresholds that a curve of precision over recall is the mean of."""
+"""The IoU thresholds over which each precision-recall curve is averaged."""
 _STATES = (
     "detection_box", "detection_mask", "detection_scores", "detection_labels", "groundtruth_box",
     "groundtruth_mask", "groundtruth_labels", "groundtruth_crowds", "groundtruth_area",
 )  # fmt: skip
-"""What torchmetrics keeps, one entry a picture in each list."""
+"""The states of torchmetrics' metric: lists with one entry per image."""
 
 
-class CocoMeter:
-    """Answers and targets of pictures, and what COCO says of them.
+class CocoMetric:
+    """COCO's metrics over detections and targets of images.
 
     Args:
-        labels: names of the classes.
-        masks: measure masks beside boxes.
+        class_names: names of the classes.
+        masks: evaluate masks as well as boxes.
     """
 
-    def __init__(self, labels: Sequence[str], *, masks: bool) -> None:
-        self.labels = tuple(labels)
-        self._kinds = {"box": "bbox", "mask": "segm"} if masks else {"box": "bbox"}
-        self._metric = self._fresh()
-        self._names: list[str] = []
+    def __init__(self, class_names: Sequence[str], *, masks: bool) -> None:
+        self.class_names = tuple(class_names)
+        self._iou_types = {"box": "bbox", "mask": "segm"} if masks else {"box": "bbox"}
+        self._metric = self._make_metric()
+        self._image_names: list[str] = []
 
-    def add(self, name: str, found: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-        """Count one picture.
+    def add(self, name: str, detections: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+        """Add one image.
 
         Args:
-            name: the picture's, no other's.
-            found: ``boxes`` (K, 4), ``labels``, ``scores`` and, where masks are measured, ``masks`` (K, H, W) bool.
-            target: ``boxes``, ``labels``, ``masks`` and, where known, ``iscrowd`` and ``area``.
+            name: the image's name, unique in the dataset.
+            detections: ``boxes`` (K, 4), ``labels``, ``scores`` and, if masks are evaluated, ``masks`` (K, H, W) bool.
+            target: ``boxes``, ``labels``, ``masks`` and, if known, ``iscrowd`` and ``area``.
         """
-        asked = ("boxes", "labels", "scores", *(["masks"] if "mask" in self._kinds else []))
-        given = (*(key for key in asked if key != "scores"), "iscrowd", "area")
-        self._names.append(name)
-        self._metric.update([_plain(found, asked)], [_plain(target, [key for key in given if key in target])])
+        keys = ("boxes", "labels", "scores", *(["masks"] if "mask" in self._iou_types else []))
+        target_keys = [key for key in (*keys, "iscrowd", "area") if key != "scores" and key in target]
+        self._image_names.append(name)
+        self._metric.update([_prepare(detections, keys)], [_prepare(target, target_keys)])
 
     def compute(self) -> dict[str, Any]:
-        """``metrics`` such as ``box_ap50``, and the same ``per_class``; the same in every process.
+        """Return ``metrics`` such as ``box_ap50``, and the same ``per_class``; equal in every process.
 
-        ``precision_recall`` has ``recall`` (101), and for ``box`` and perhaps ``mask`` ``all``, the mean over classes,
-        and ``per_class``: precision at each recall by IoU, "0.50", "0.75" and their mean "0.50:0.95"; lists of floats.
+        ``precision_recall`` has ``recall`` (101), and for ``box`` and possibly ``mask`` the precision at each recall,
+        as lists of floats: ``all``, the mean over classes, and ``per_class``, each by IoU: "0.50", "0.75" and the mean
+        over all thresholds, "0.50:0.95".
 
         Raises:
-            DataError: there is nothing to find in any picture.
+            DataError: no image has an annotated object that is not a crowd.
         """
-        whole = self._of_all_processes()
-        if all(bool(crowds.all()) for crowds in whole.groundtruth_crowds):
-            raise DataError(
-                "no picture of the set has anything marked in it but crowds, so there is nothing to measure"
-            )
-        found = whole.compute()
-        labels = [self.labels[index] for index in found["classes"].reshape(-1).tolist()]
+        metric = self._gather()
+        if all(bool(crowds.all()) for crowds in metric.groundtruth_crowds):
+            raise DataError("validation set: expected at least 1 annotated object that is not a crowd, got 0")
+        results = metric.compute()
+        class_names = [self.class_names[index] for index in results["classes"].reshape(-1).tolist()]
         metrics: dict[str, float] = {}
-        per_class: dict[str, dict[str, float]] = {label: {} for label in self.labels if label in labels}
+        per_class: dict[str, dict[str, float]] = {label: {} for label in self.class_names if label in class_names}
         curves: dict[str, Any] = {"recall": _THRESHOLDS["rec_thresholds"]}
-        for kind, theirs in self._kinds.items():
-            prefix = f"{theirs}_" if len(self._kinds) > 1 else ""
-            figures = {f"{kind}_{ours}": float(found[prefix + name]) for ours, name in FIGURES.items()}
-            metrics |= {name: value for name, value in figures.items() if value > -1}
-            precision, recall = (found[f"{prefix}{name}"].numpy() for name in ("precision", "recall"))
-            for place, label in enumerate(labels):
-                figures = _figures_of_class(precision[:, :, place], recall[:, place])
-                per_class[label] |= {f"{kind}_{name}": value for name, value in figures.items() if value > -1}
-            curves[kind] = _curves(precision[:, :, :, 0, 2], labels)
+        for kind, iou_type in self._iou_types.items():
+            prefix = f"{iou_type}_" if len(self._iou_types) > 1 else ""
+            values = {f"{kind}_{name}": float(results[prefix + key]) for name, key in METRIC_NAMES.items()}
+            metrics |= {name: value for name, value in values.items() if value > -1}
+            precision, recall = (results[f"{prefix}{key}"].numpy() for key in ("precision", "recall"))
+            for index, label in enumerate(class_names):
+                values = _class_metrics(precision[:, :, index], recall[:, index])
+                per_class[label] |= {f"{kind}_{name}": value for name, value in values.items() if value > -1}
+            curves[kind] = _precision_recall_curves(precision[:, :, :, 0, 2], class_names)
         return {
             "metrics": metrics,
             "per_class": {label: values for label, values in per_class.items() if values},
             "precision_recall": curves,
         }
 
-    def _fresh(self) -> MeanAveragePrecision:
+    def _make_metric(self) -> MeanAveragePrecision:
         metric = MeanAveragePrecision(
-            iou_type=tuple(self._kinds.values()),  # pyrefly: ignore[bad-argument-type]
+            iou_type=tuple(self._iou_types.values()),  # pyrefly: ignore[bad-argument-type]
             backend="faster_coco_eval",
             extended_summary=True,
             sync_on_compute=False,
             **_THRESHOLDS,
         )
-        metric.warn_on_many_detections = False  # COCO, too, counts the best 100 only
+        metric.warn_on_many_detections = False  # as in COCO, only the best 100 detections count
         return metric
 
-    def _of_all_processes(self) -> MeanAveragePrecision:
-        """The metric with every process's pictures, in the order of their names, whoever counted them."""
-        kept = {name: getattr(self._metric, name) for name in _STATES}
-        mine = [
-            (name, {state: values[place] for state, values in kept.items() if values})
-            for place, name in enumerate(self._names)
+    def _gather(self) -> MeanAveragePrecision:
+        """Return a metric with the images of every process, sorted by name so that the result is deterministic."""
+        states = {name: getattr(self._metric, name) for name in _STATES}
+        own = [
+            (name, {state: values[index] for state, values in states.items() if values})
+            for index, name in enumerate(self._image_names)
         ]
-        every = sorted(everyone(mine), key=lambda one: one[0])
-        whole = self._fresh()
+        images = sorted(all_gather(own), key=lambda image: image[0])
+        gathered = self._make_metric()
         for state in _STATES:
-            setattr(whole, state, [picture[state] for _, picture in every if state in picture])
-        whole._update_count = max(1, len(every))
-        return whole
+            setattr(gathered, state, [values[state] for _, values in images if state in values])
+        gathered._update_count = max(1, len(images))  # torchmetrics warns about a metric without updates
+        return gathered
 
 
-def _plain(values: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors on the CPU, boxes in float64: their widths are then those that a result file has."""
-    plain = on_cpu({name: values[name] for name in names})
-    return plain | {"boxes": plain["boxes"].double()}
+def _prepare(values: Mapping[str, Tensor], keys: Sequence[str]) -> dict[str, Tensor]:
+    """Copy the tensors to the CPU, boxes as float64, so that their widths equal those in a result file."""
+    prepared = to_cpu({key: values[key] for key in keys})
+    return prepared | {"boxes": prepared["boxes"].double()}
 
 
-def _figures_of_class(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
-    """The twelve figures of one class.
+def _class_metrics(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
+    """Return the twelve metrics of one class, -1 for those without ground truth.
 
     Args:
-        precision: (10 IoU thresholds, 101 recalls, 4 areas, 3 limits), -1 where there is nothing to find.
+        precision: (10 IoU thresholds, 101 recalls, 4 area ranges, 3 detection limits), -1 without ground truth.
         recall: (10, 4, 3), likewise.
     """
-    figures = {
+    areas = list(enumerate(("small", "medium", "large"), start=1))
+    return {
         "ap": _mean(precision[:, :, 0, 2]),
         "ap50": _mean(precision[0, :, 0, 2]),
         "ap75": _mean(precision[5, :, 0, 2]),
+        **{f"ap_{area}": _mean(precision[:, :, index, 2]) for index, area in areas},
+        **{f"ar{limit}": _mean(recall[:, 0, index]) for index, limit in enumerate((1, 10, 100))},
+        **{f"ar_{area}": _mean(recall[:, index, 2]) for index, area in areas},
     }
-    figures |= {
-        f"ap_{area}": _mean(precision[:, :, place, 2]) for place, area in enumerate(("small", "medium", "large"), 1)
-    }
-    figures |= {f"ar{most}": _mean(recall[:, 0, place]) for place, most in enumerate((1, 10, 100))}
-    figures |= {f"ar_{area}": _mean(recall[:, place, 2]) for place, area in enumerate(("small", "medium", "large"), 1)}
-    return figures
 
 
-def _curves(precision: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """Precision over recall as ``CocoMeter.compute`` gives it, of the classes that have something to find.
+def _precision_recall_curves(precision: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return the precision-recall curves of ``CocoMetric.compute`` for the classes with ground truth.
 
     Args:
-        precision: (10 IoU thresholds, 101 recalls, classes) of things of all sizes, -1 where there is nothing to find.
+        precision: (10 IoU thresholds, 101 recalls, classes) over objects of all sizes, -1 without ground truth.
     """
-    there = np.flatnonzero((precision > -1).all(axis=(0, 1))).tolist()
+    present = np.flatnonzero((precision > -1).all(axis=(0, 1))).tolist()
     return {
-        "all": {name: precision[part][:, :, there].mean(axis=(0, 2)).tolist() for name, part in CURVES.items()},
+        "all": {iou: precision[rows][:, :, present].mean(axis=(0, 2)).tolist() for iou, rows in CURVES.items()},
         "per_class": {
-            labels[place]: {name: precision[part, :, place].mean(axis=0).tolist() for name, part in CURVES.items()}
-            for place in there
+            class_names[index]: {iou: precision[rows, :, index].mean(axis=0).tolist() for iou, rows in CURVES.items()}
+            for index in present
         },
     }
 
 
 def _mean(values: np.ndarray) -> float:
+    """Return the mean of the values that are not -1, or -1 if there are none."""
     known = values[values > -1]
     return float(known.mean()) if known.size else -1.0

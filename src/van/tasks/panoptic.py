@@ -1,13 +1,13 @@
-"""Panoptic segmentation: every pixel belongs to a thing that is counted or to stuff that is not.
+"""Panoptic segmentation: every pixel belongs to an instance of a thing class, or to a stuff class.
 
-Shapes: pictures are a list of (3, h, w); targets a list of dictionaries with labels (K,) and masks (K, rows, columns)
-bool of the segments; outputs, for each picture, class_logits (Q, classes + 1) and mask_logits (Q, h, w).
+Shapes: images are a list of (3, h, w); targets a list of dictionaries with labels (K,) and masks (K, rows, columns)
+bool of the segments; outputs, for each image, class_logits (Q, classes + 1) and mask_logits (Q, h, w).
 
-The metric is Kirillov et al. 2019, arXiv:1801.00868, section 4. An answer's segment matches a target's of its class if
-their IoU is above a half; pixels without a target count in neither, and an unmatched answer that lies mostly on
-them is no error. Pixels without an answer are not excused (torchmetrics' PanopticQuality takes them out, too).
-One thing differs from the paper: it excuses an answer on a group ("crowd") of its own class; here targets have no
-groups, so that their pixels are pixels without a target for answers of every class.
+The metric is Kirillov et al. 2019, arXiv:1801.00868, section 4. A predicted segment matches a target segment of its
+class if their IoU is above 0.5. Void pixels (without a target) are ignored in the IoU, and an unmatched prediction of
+which more than half is void is no false positive. Pixels without a prediction are not ignored (torchmetrics'
+PanopticQuality ignores them). One difference from the paper: it ignores predictions on a group ("crowd") of their own
+class; targets here have no groups, so the pixels of a group are void for predictions of every class.
 """
 
 import math
@@ -19,165 +19,186 @@ import torch
 from torch import Tensor, nn
 
 from van.errors import DataError, ShapeError
-from van.models.panoptic import panoptic_segments
-from van.results import Masks, Region
-from van.tasks.base import Batch, Frame
-from van.tasks.gather import everyone
-from van.tasks.whole import WholePictures, want_finite
+from van.models.panoptic import merge_panoptic
+from van.predictions import Segment, Segmentation
+from van.tasks.all_gather import all_gather
+from van.tasks.base import Batch, ImageMeta
+from van.tasks.variable_size import VariableSizeTask, check_finite
 
-_NOTHING = -1
-"""The class of pixels that belong to no segment."""
+_VOID = -1
+"""The class and the id of pixels that belong to no segment."""
 _Segments = tuple[Tensor, Mapping[int, int]]
-"""Ids (rows, columns), 0 for none, and the label of each."""
+"""Segment ids (rows, columns), 0 for void, and the class index of each id."""
 
 
-class Panoptic(WholePictures):
-    """The panoptic task.
+class PanopticTask(VariableSizeTask):
+    """The panoptic segmentation task.
 
     Args:
-        labels: names of the classes.
-        things: for each of them, whether it is countable.
+        class_names: names of the classes.
+        things: for each class, True for a thing class (countable) and False for stuff.
 
     Raises:
-        ShapeError: ``things`` does not say it for each label.
+        ShapeError: the lengths of ``things`` and ``class_names`` differ.
     """
 
     name = "panoptic"
-    headline = "pq"
+    monitor = "pq"
 
-    def __init__(self, labels: Sequence[str], *, things: Sequence[bool]) -> None:
-        if len(things) != len(labels):
-            raise ShapeError(f"things is said of {len(things)} classes, and there are {len(labels)}; wanted as many")
-        self.labels = tuple(labels)
+    def __init__(self, class_names: Sequence[str], *, things: Sequence[bool]) -> None:
+        if len(things) != len(class_names):
+            raise ShapeError(f"things: expected {len(class_names)} values, one per class name, got {len(things)}")
+        self.class_names = tuple(class_names)
         self.things = tuple(bool(thing) for thing in things)
         self.options: Mapping[str, Any] = {"things": list(self.things)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The sum of the network's losses."""
-        return torch.stack([value.float() for value in model(batch.pictures, batch.targets).values()]).sum()
+        """Return the sum of the network's losses."""
+        return torch.stack([value.float() for value in model(batch.images, batch.targets).values()]).sum()
 
-    def meter(self) -> "PanopticMeter":
-        """Panoptic, segmentation and recognition quality."""
-        return PanopticMeter(self.labels, self.things)
+    def metric(self) -> "PanopticMetric":
+        """Return a metric of panoptic, segmentation and recognition quality."""
+        return PanopticMetric(self.class_names, self.things)
 
-    def decode(self, outputs: Sequence[Mapping[str, Tensor]], frames: Sequence[Frame]) -> list[Masks]:
-        """Each picture's segments in its own pixels.
+    def decode(self, outputs: Sequence[Mapping[str, Tensor]], image_metas: Sequence[ImageMeta]) -> list[Segmentation]:
+        """Return the ``Segmentation`` of each image in pixels of its file.
 
         Raises:
-            ShapeError: see ``own_segments``.
+            ShapeError: see ``to_segments``.
         """
-        answers = []
-        for output, frame in zip(outputs, frames, strict=True):
-            ids, segments = own_segments(output, frame, self.things)
-            regions = tuple(
-                Region(number, self.labels[label], label, score, self.things[label])
-                for number, label, score in segments
-            )
-            ids = torch.where(ids == 0, torch.full_like(ids, _NOTHING), ids).cpu().numpy().astype(np.int32)
-            answers.append(Masks(labels=self.labels, ids=ids, regions=regions, name=frame.name, panoptic=True))
-        return answers
+        return [self._decode_image(output, image_meta) for output, image_meta in zip(outputs, image_metas, strict=True)]
+
+    def _decode_image(self, output: Mapping[str, Tensor], image_meta: ImageMeta) -> Segmentation:
+        ids, decoded = to_segments(output, image_meta, self.things)
+        segments = tuple(
+            Segment(segment_id, self.class_names[label], label, score, self.things[label])
+            for segment_id, label, score in decoded
+        )
+        ids = torch.where(ids == 0, torch.full_like(ids, _VOID), ids).cpu().numpy().astype(np.int32)
+        return Segmentation(
+            class_names=self.class_names, segment_ids=ids, segments=segments, name=image_meta.name, panoptic=True
+        )
 
 
-class PanopticMeter:
-    """Matches segments of answers and targets; stuff of one class is one segment."""
+class PanopticMetric:
+    """Panoptic quality from matched segments; all pixels of a stuff class are one segment."""
 
-    def __init__(self, labels: Sequence[str], things: Sequence[bool]) -> None:
-        self.labels, self.things = tuple(labels), tuple(things)
-        self._overlaps: list[tuple[int, float]] = []  # class and IoU of each match
-        self._unmatched = np.zeros((2, len(self.labels)), np.int64)  # answers, and targets, of each class
+    def __init__(self, class_names: Sequence[str], things: Sequence[bool]) -> None:
+        self.class_names, self.things = tuple(class_names), tuple(things)
+        self._matches: list[tuple[int, float]] = []  # class and IoU of each matched pair
+        self._unmatched = np.zeros((2, len(self.class_names)), np.int64)  # false positives and false negatives
 
     def update(self, outputs: Sequence[Mapping[str, Tensor]], batch: Batch) -> None:
-        """Count one batch in the pixels of the pictures' files.
+        """Add one batch, in pixels of the images' files.
 
         Raises:
-            ShapeError: see ``own_segments``.
+            ShapeError: see ``to_segments``.
         """
-        for output, target, frame, valid in zip(
-            outputs, batch.targets, batch.frames, batch.valid.tolist(), strict=True
+        for output, target, image_meta, valid in zip(
+            outputs, batch.targets, batch.image_metas, batch.valid.tolist(), strict=True
         ):
             if valid:
-                ids, segments = own_segments(output, frame, self.things)
-                self._count((ids, {number: label for number, label, _ in segments}), self._target(target, frame))
+                ids, segments = to_segments(output, image_meta, self.things)
+                labels = {segment_id: label for segment_id, label, _ in segments}
+                self._match((ids, labels), self._target_segments(target, image_meta))
 
     def compute(self) -> dict[str, Any]:
-        """``metrics`` pq, sq, rq, and pq of things and of stuff; ``per_class`` the three of each class.
+        """Return ``metrics``: pq, sq, rq, and the pq of things and of stuff; ``per_class``: pq, sq and rq.
 
         Raises:
-            DataError: no picture has a segment.
+            DataError: no image has a target segment or a match.
         """
-        parts = everyone([(self._overlaps, self._unmatched)])
-        wrong, missed = np.sum([unmatched for _, unmatched in parts], axis=0)
-        overlaps: list[list[float]] = [[] for _ in self.labels]
-        for label, overlap in (one for part, _ in parts for one in part):
-            overlaps[label].append(overlap)
-        if not (any(overlaps) or missed.any()):
-            raise DataError("no picture of the set has a segment, so there is nothing to measure")
+        gathered = all_gather([(self._matches, self._unmatched)])
+        false_positives, false_negatives = np.sum([unmatched for _, unmatched in gathered], axis=0)
+        ious: list[list[float]] = [[] for _ in self.class_names]
+        for matches, _ in gathered:
+            for label, iou in matches:
+                ious[label].append(iou)
+        if not (any(ious) or false_negatives.any()):
+            raise DataError("validation set: expected at least 1 annotated segment, got 0")
         per_class: dict[str, dict[str, float]] = {}
-        for index, name in enumerate(self.labels):
-            right = len(overlaps[index])
-            weight = right + (int(wrong[index]) + int(missed[index])) / 2
+        for index, name in enumerate(self.class_names):
+            true_positives = len(ious[index])
+            weight = true_positives + (int(false_positives[index]) + int(false_negatives[index])) / 2
             if weight:
-                # exact, whatever process counted which picture
-                quality = math.fsum(overlaps[index]) / right if right else 0.0
-                per_class[name] = {"pq": quality * right / weight, "sq": quality, "rq": right / weight}
-        metrics = {name: _mean_of(per_class, name, self.labels) for name in ("pq", "sq", "rq")}
-        for name, kind in (("pq_things", True), ("pq_stuff", False)):
-            labels = [label for label, thing in zip(self.labels, self.things, strict=True) if thing is kind]
-            if any(label in per_class for label in labels):
-                metrics[name] = _mean_of(per_class, "pq", labels)
+                # fsum is exact, so the result does not depend on which process counted which image
+                quality = math.fsum(ious[index]) / true_positives if true_positives else 0.0
+                recognition = true_positives / weight
+                per_class[name] = {"pq": quality * true_positives / weight, "sq": quality, "rq": recognition}
+        metrics = {name: _class_mean(per_class, name, self.class_names) for name in ("pq", "sq", "rq")}
+        for name, is_thing in (("pq_things", True), ("pq_stuff", False)):
+            class_names = [
+                label for label, thing in zip(self.class_names, self.things, strict=True) if thing is is_thing
+            ]
+            if any(label in per_class for label in class_names):
+                metrics[name] = _class_mean(per_class, "pq", class_names)
         return {"metrics": metrics, "per_class": per_class}
 
-    def to(self, device: torch.device) -> "PanopticMeter":
-        """Itself: there is little to count, and it stays on the CPU."""
+    def class_counts(self) -> np.ndarray:
+        """Return (4, classes) of this process: sum of IoUs, true positives, false positives and false negatives."""
+        counts = np.zeros((4, len(self.class_names)))
+        for label, iou in self._matches:
+            counts[:2, label] += iou, 1
+        counts[2:] = self._unmatched
+        return counts
+
+    def to(self, device: torch.device) -> "PanopticMetric":
+        """Return the metric; its state stays on the CPU."""
         return self
 
-    def _target(self, target: Mapping[str, Tensor], frame: Frame) -> _Segments:
-        """A picture's target as an answer is: ids and their labels, stuff of one class put together."""
-        ids = torch.zeros(frame.size, dtype=torch.int32, device=target["masks"].device)
+    def _target_segments(self, target: Mapping[str, Tensor], image_meta: ImageMeta) -> _Segments:
+        """Return the target's segment ids and their class indices, with one segment per stuff class."""
+        ids = torch.zeros(image_meta.original_size, dtype=torch.int32, device=target["masks"].device)
         labels: dict[int, int] = {}
-        for number, (label, mask) in enumerate(zip(target["labels"].tolist(), target["masks"], strict=True), 1):
-            same = [known for known, other in labels.items() if other == label and not self.things[label]]
-            own = same[0] if same else number
-            ids[mask] = own
-            labels[own] = label
+        for next_id, (label, mask) in enumerate(zip(target["labels"].tolist(), target["masks"], strict=True), 1):
+            same_stuff = [known for known, other in labels.items() if other == label and not self.things[label]]
+            segment_id = same_stuff[0] if same_stuff else next_id
+            ids[mask] = segment_id
+            labels[segment_id] = label
         return ids, labels
 
-    def _count(self, found: _Segments, target: _Segments) -> None:
-        """Match one picture's segments."""
-        found_labels, target_labels = (_label_of_each(labels) for _, labels in (found, target))
-        rows, columns = len(target_labels), len(found_labels)
-        pairs = target[0].long() * columns + found[0].to(target[0].device).long()
+    def _match(self, prediction: _Segments, target: _Segments) -> None:
+        """Match the segments of one image and add its true positives, false positives and false negatives."""
+        predicted_labels, target_labels = (_labels_by_id(labels) for _, labels in (prediction, target))
+        rows, columns = len(target_labels), len(predicted_labels)
+        pairs = target[0].long() * columns + prediction[0].to(target[0].device).long()
+        # (target ids, predicted ids) pixels in common; row 0 is void
         shared = torch.bincount(pairs.flatten(), minlength=rows * columns).reshape(rows, columns).cpu().numpy()
-        there, said = shared.sum(1), shared.sum(0)
-        union = there[:, None] + said - shared[0] - shared
-        matched = np.equal.outer(target_labels, found_labels) & (2 * shared > union) & (target_labels >= 0)[:, None]
+        target_area, predicted_area = shared.sum(1), shared.sum(0)
+        union = target_area[:, None] + predicted_area - shared[0] - shared
+        same_class = np.equal.outer(target_labels, predicted_labels) & (target_labels >= 0)[:, None]
+        matched = same_class & (2 * shared > union)  # IoU above 0.5, so each segment has one match at most
         for row, column in np.argwhere(matched).tolist():
-            self._overlaps.append((int(target_labels[row]), float(shared[row, column] / union[row, column])))
-        wrong = (found_labels >= 0) & ~matched.any(0) & (2 * shared[0] <= said)
-        missed = (target_labels >= 0) & ~matched.any(1) & (there > 0)
-        np.add.at(self._unmatched[0], found_labels[wrong], 1)
-        np.add.at(self._unmatched[1], target_labels[missed], 1)
+            self._matches.append((int(target_labels[row]), float(shared[row, column] / union[row, column])))
+        mostly_void = 2 * shared[0] > predicted_area
+        false_positives = (predicted_labels >= 0) & ~matched.any(0) & ~mostly_void
+        false_negatives = (target_labels >= 0) & ~matched.any(1) & (target_area > 0)
+        np.add.at(self._unmatched[0], predicted_labels[false_positives], 1)
+        np.add.at(self._unmatched[1], target_labels[false_negatives], 1)
 
 
-def own_segments(
-    output: Mapping[str, Tensor], frame: Frame, things: Sequence[bool]
+def to_segments(
+    output: Mapping[str, Tensor], image_meta: ImageMeta, things: Sequence[bool]
 ) -> tuple[Tensor, list[tuple[int, int, float]]]:
-    """The map of segment ids (rows, columns), 0 for none, and each segment's id, label and score.
+    """Convert a network's output for one image into segments in pixels of its file.
+
+    Returns:
+        Segment ids (rows, columns), 0 for void, and the id, class index and score of each segment.
 
     Raises:
-        ShapeError: an answer is no number, or has another shape than ``panoptic_segments`` wants.
+        ShapeError: an output is not finite, or its shape is not that of ``merge_panoptic``.
     """
     for name in ("class_logits", "mask_logits"):
-        want_finite(output[name], name, frame.name)
-    return panoptic_segments(output["class_logits"], output["mask_logits"], frame.size, things=things)
+        check_finite(output[name], name, image_meta.name)
+    return merge_panoptic(output["class_logits"], output["mask_logits"], image_meta.original_size, things=things)
 
 
-def _label_of_each(labels: Mapping[int, int]) -> np.ndarray:
-    """The label of each id from 0 on, -1 where there is no segment of that id."""
-    table = np.full(max(labels, default=0) + 1, _NOTHING)
+def _labels_by_id(labels: Mapping[int, int]) -> np.ndarray:
+    """Return the class index of each id from 0 to the largest, -1 for ids without a segment."""
+    table = np.full(max(labels, default=0) + 1, _VOID)
     table[list(labels)] = list(labels.values())
     return table
 
 
-def _mean_of(per_class: Mapping[str, Mapping[str, float]], name: str, labels: Sequence[str]) -> float:
-    return float(np.mean([per_class[label][name] for label in labels if label in per_class]))
+def _class_mean(per_class: Mapping[str, Mapping[str, float]], name: str, class_names: Sequence[str]) -> float:
+    return float(np.mean([per_class[label][name] for label in class_names if label in per_class]))

@@ -1,92 +1,116 @@
-"""What ``van explain`` does with pictures: maps over them, and models side by side."""
+"""Class activation maps of ``van explain``: a drawing per image, a grid of images, and a comparison of models."""
 
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from van.checkpoint import atomic_path
-from van.cli.answers import name_for
 from van.cli.explain.settings import ExplainSettings
-from van.errors import PictureError, UsageError
+from van.cli.prediction_writer import output_stem
+from van.errors import ImageError, UsageError
 from van.explain.explainer import Explainer, Explanation
-from van.pictures import SUFFIXES, expand_pictures
-from van.results.drawing import enlarged
-from van.results.heat import HeatMap
-from van.results.sheets import beside, draw_contact_sheet, table
+from van.images import SUFFIXES, expand_images
+from van.visualization.drawing import upscale_small_image
+from van.visualization.heatmap import Heatmap
+from van.visualization.image_grid import concat_horizontally, image_table
 
 _TILE_PX = 480
-_MOST_TILES, _MOST_ROWS = 48, 24
-"""Pictures on one sheet."""
+_MAX_ROWS = 24
+"""Images in one grid; more would be too high to view."""
+
+
+class Column(NamedTuple):
+    """A column of the grid; ``label`` is empty where each image has its own predicted class, of the given rank."""
+
+    method: str
+    layer: str
+    label: str
+    rank: int
+
+    @property
+    def title(self) -> str:
+        """The header of the column."""
+        subject = self.label or f"prediction {self.rank}"
+        repeated = f" {self.rank}" if self.label and self.rank > 1 else ""
+        return f"{subject}{repeated}: {self.method}, {self.layer}"
 
 
 def draw_maps(settings: ExplainSettings) -> int:
-    """Explain each picture; one drawing and one file of numbers for each, and a sheet of all."""
-    source, *pictures = settings.words
-    paths = expand_pictures(pictures)
+    """Explain each image; write a drawing and the map as numbers for each, and a grid of all."""
+    source, *images = settings.model_and_images
+    paths = expand_images(images)
     explainer = Explainer.load(source, device=settings.device)
-    tell_notes(explainer.notes)
+    print_notes(explainer.notes)
     names: dict[str, Path] = {}
-    tiles: list[Image.Image] = []
+    rows: dict[Path, tuple[Image.Image, dict[Column, Image.Image]]] = {}
     failed = 0
-    for path, found in zip(paths, _explained(explainer, paths, settings), strict=True):
-        if isinstance(found, PictureError):
+    for path, result in zip(paths, _explain_files(explainer, paths, settings), strict=True):
+        if isinstance(result, ImageError):
             failed += 1
-            tell_unreadable(found, as_json=settings.json)
+            report_unreadable(result, as_json=settings.json)
             continue
-        written = _write(settings.out, name_for(path, names), *found)
-        if len(tiles) < _MOST_TILES:
-            tiles.append(_tile(*found))
-        _print(found[1], written, as_json=settings.json)
-    if len(tiles) > 1:
-        with atomic_path(settings.out / "sheet.png") as temporary:
-            draw_contact_sheet(tiles, temporary)
-        print(f"{settings.out / 'sheet.png'}: {len(tiles)} of {len(paths)} pictures", file=sys.stderr)
-    return status_after(failed, len(paths))
+        image, explanation = result
+        files = _write_maps(settings.out, output_stem(path, names), image, explanation)
+        if len(rows) < _MAX_ROWS:
+            rows[path] = (_draw_input(image), _draw_columns(image, explanation, by_class=bool(settings.classes)))
+        _print(explanation, files, as_json=settings.json)
+    if len(rows) > 1:
+        _write_grid(settings.out / "sheet.png", _row_titles(list(rows)), list(rows.values()))
+        print(f"{settings.out / 'sheet.png'}: {len(rows)} of {len(paths)} images", file=sys.stderr)
+    return exit_status(failed, len(paths))
 
 
-def compare(settings: ExplainSettings) -> int:
-    """One figure: a row for each picture, a column for each model, each with its own answer."""
-    models, pictures = models_and_pictures(settings.words)
-    if not models or not pictures:
-        raise UsageError(f"--compare is given {len(models)} models and {len(pictures)} pictures; wanted both")
-    paths = expand_pictures(pictures)
-    rows: dict[Path, list[Image.Image]] = {}
-    failed: dict[Path, PictureError] = {}
+def compare_models(settings: ExplainSettings) -> int:
+    """Write a grid with a row for each image and a column for each model, each with its own prediction."""
+    models, images = models_and_images(settings.model_and_images)
+    if not models or not images:
+        raise UsageError(f"--compare: expected models and images, got {len(models)} models and {len(images)} images")
+    paths = expand_images(images)
+    rows: dict[Path, list[Image.Image | None]] = {}
+    failed: dict[Path, ImageError] = {}
     for model in models:
         explainer = Explainer.load(model, device=settings.device)
-        tell_notes(explainer.notes)
-        for path, found in zip(paths, _explained(explainer, paths, settings), strict=True):
-            if isinstance(found, PictureError):
-                failed[path] = found
+        print_notes(explainer.notes)
+        for path, result in zip(paths, _explain_files(explainer, paths, settings), strict=True):
+            if isinstance(result, ImageError):
+                failed[path] = result
                 continue
-            rows.setdefault(path, [_as_drawn(found[0])]).append(_tile(*found))
-            _print(found[1], [], as_json=settings.json, model=model)
+            rows.setdefault(path, [_draw_input(result[0])]).append(_draw_tile(*result))
+            _print(result[1], [], as_json=settings.json, model=model)
     for error in failed.values():
-        tell_unreadable(error, as_json=settings.json)
-    shown = [row for path, row in rows.items() if path not in failed][:_MOST_ROWS]
+        report_unreadable(error, as_json=settings.json)
+    shown = {path: row for path, row in list(rows.items())[:_MAX_ROWS] if path not in failed}
     if shown:
+        titles = ["input", *map(model_title, models)]
+        table = image_table(titles, list(shown.values()), row_titles=_row_titles(list(shown)))
         with atomic_path(settings.out / "compare.png") as temporary:
-            table(["picture", *map(title_of, models)], shown).save(temporary, format="png")
-        print(f"{settings.out / 'compare.png'}: {len(shown)} of {len(paths)} pictures", file=sys.stderr)
-    return status_after(len(failed), len(paths))
+            table.save(temporary, format="png")
+        print(f"{settings.out / 'compare.png'}: {len(shown)} of {len(paths)} images", file=sys.stderr)
+    return exit_status(len(failed), len(paths))
 
 
-def models_and_pictures(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Which words name models and which pictures: files with a picture's ending, folders and patterns."""
-    pictures = [w for w in words if Path(w).suffix.lower() in SUFFIXES or Path(w).is_dir() or re.search(r"[*?\[]", w)]
-    return [word for word in words if word not in pictures], pictures
+def models_and_images(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split arguments into models and images; images are files with an image suffix, folders and patterns."""
+    images = [
+        argument
+        for argument in arguments
+        if Path(argument).suffix.lower() in SUFFIXES or Path(argument).is_dir() or re.search(r"[*?\[]", argument)
+    ]
+    return [argument for argument in arguments if argument not in images], images
 
 
-def _explained(
+def _explain_files(
     explainer: Explainer, paths: Sequence[Path], settings: ExplainSettings
-) -> Iterator[tuple[Image.Image, Explanation] | PictureError]:
-    """Picture and explanation of each file, in order, or the error of one that cannot be read; shows progress."""
-    found = explainer.stream(
+) -> Iterator[tuple[Image.Image, Explanation] | ImageError]:
+    """Yield image and explanation of each file, in order, or the error of an unreadable one; show progress."""
+    results = explainer.stream(
         paths,
         batch_size=settings.batch_size,
         methods=settings.method or (None,),
@@ -95,89 +119,119 @@ def _explained(
         box=settings.box,
         layer=settings.layer,
     )
-    for done, one in enumerate(found, start=1):
-        yield one
+    for done, result in enumerate(results, start=1):
+        yield result
         if sys.stderr.isatty() and len(paths) > 1:
             print(f"\r{done}/{len(paths)}", end="\n" if done == len(paths) else "", file=sys.stderr, flush=True)
 
 
-def _write(out: Path, name: str, picture: Image.Image, found: Explanation) -> list[str]:
-    """The drawing, and each map as numbers; returns the files."""
-    drawing = out / f"{name}.png"
+def _write_maps(out: Path, stem: str, image: Image.Image, explanation: Explanation) -> list[str]:
+    """Write the drawing, and each map as numbers; return the files."""
+    drawing = out / f"{stem}.png"
     with atomic_path(drawing) as temporary:
-        found.draw(picture).save(temporary, format="png")
+        explanation.draw(image).save(temporary, format="png")
     files = [drawing]
-    for number, heat in enumerate(found.maps, start=1):
-        several = f"-{number}-{_plain(heat.label)}" if len(found.maps) > 1 else ""
-        files.append(out / f"{name}{several}.npy")
+    for index, heatmap in enumerate(explanation.maps, start=1):
+        suffix = f"-{index}-{_to_file_name(heatmap.label)}" if len(explanation.maps) > 1 else ""
+        files.append(out / f"{stem}{suffix}.npy")
         with atomic_path(files[-1]) as temporary, temporary.open("wb") as file:
-            np.save(file, heat.on_picture())
+            np.save(file, heatmap.to_image_size())
     return [str(file) for file in files]
 
 
-def _print(found: Explanation, files: Sequence[str], *, as_json: bool, model: str = "") -> None:
-    plain = found.to_dict()
+def _row_titles(paths: Sequence[Path]) -> list[str]:
+    """Return file names, with their folder where two files have the same name."""
+    counts = Counter(path.name for path in paths)
+    return [path.name if counts[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in paths]
+
+
+def _write_grid(
+    path: Path, row_titles: Sequence[str], rows: Sequence[tuple[Image.Image, Mapping[Column, Image.Image]]]
+) -> None:
+    """Write a table with a row for each image and a column for each class, method and layer."""
+    columns = list(dict.fromkeys(column for _, tiles in rows for column in tiles))
+    cells = [[original, *(tiles.get(column) for column in columns)] for original, tiles in rows]
+    table = image_table(["input", *(column.title for column in columns)], cells, row_titles=row_titles)
+    with atomic_path(path) as temporary:
+        table.save(temporary, format="png")
+
+
+def _draw_columns(image: Image.Image, explanation: Explanation, *, by_class: bool) -> dict[Column, Image.Image]:
+    """Return a tile for each map, by its column; ``by_class`` if the classes are the same for all images."""
+    small = _shrink(image)
+    tiles: dict[Column, Image.Image] = {}
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for heatmap in explanation.maps:
+        key = (heatmap.method, heatmap.layer, heatmap.label if by_class else "")
+        counts[key] += 1
+        tiles[Column(*key, counts[key])] = heatmap.resized(_TILE_PX).draw(small)
+    return tiles
+
+
+def _print(explanation: Explanation, files: Sequence[str], *, as_json: bool, model: str = "") -> None:
+    plain = explanation.to_dict()
     if as_json:
         print(json.dumps({**({"model": model} if model else {}), **plain, "files": list(files)}), flush=True)
         return
-    said = "; ".join(_said(heat) for heat in found.maps) or "nothing found"
-    print(f"{model + ': ' if model else ''}{found.name}: {said}", flush=True)
+    text = "; ".join(_summarize(heatmap) for heatmap in explanation.maps) or "no detections"
+    print(f"{model + ': ' if model else ''}{explanation.name}: {text}", flush=True)
 
 
-def _said(heat: HeatMap) -> str:
-    score = "" if heat.score is None else f" {heat.score:.1%}"
-    if heat.is_flat:
-        return f"{heat.label}{score}, the map is flat ({heat.method} of {heat.layer})"
-    row, column = heat.peak()
-    return f"{heat.label}{score}, most at {column},{row} ({heat.method} of {heat.layer})"
+def _summarize(heatmap: Heatmap) -> str:
+    score = "" if heatmap.score is None else f" {heatmap.score:.1%}"
+    if heatmap.is_constant:
+        return f"{heatmap.label}{score}, constant map ({heatmap.method}, {heatmap.layer})"
+    row, column = heatmap.peak()
+    return f"{heatmap.label}{score}, maximum at x={column}, y={row} ({heatmap.method}, {heatmap.layer})"
 
 
-def tell_unreadable(error: PictureError, *, as_json: bool) -> None:
-    """Name a picture that is passed over."""
+def report_unreadable(error: ImageError, *, as_json: bool) -> None:
+    """Print the error of an image that is skipped."""
     print(f"van: {error}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"picture": error.name, "error": error.reason}), flush=True)
+        print(json.dumps({"image": error.name, "error": error.reason}), flush=True)
 
 
-def tell_notes(notes: Sequence[str]) -> None:
-    """What was told while a network was loaded."""
+def print_notes(notes: Sequence[str]) -> None:
+    """Print the notes of a loaded model."""
     for note in notes:
         print(note, file=sys.stderr)
 
 
-def status_after(failed: int, pictures: int) -> int:
-    """The exit status, and a word on how many pictures could not be read."""
+def exit_status(failed: int, images: int) -> int:
+    """Return the exit status, and report the number of unreadable images."""
     if failed:
-        print(f"{failed} of {pictures} pictures could not be read", file=sys.stderr)
+        print(f"{failed} of {images} images could not be read", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _tile(picture: Image.Image, found: Explanation) -> Image.Image:
-    """A small drawing, whose letters are still read."""
-    if not found.maps:
-        return _small(picture)
-    return beside([heat.on_smaller(_TILE_PX).draw(_small(picture)) for heat in found.maps])
+def _draw_tile(image: Image.Image, explanation: Explanation) -> Image.Image:
+    """Return a small drawing of all maps, or the image if there are none."""
+    if not explanation.maps:
+        return _shrink(image)
+    small = _shrink(image)
+    return concat_horizontally([heatmap.resized(_TILE_PX).draw(small) for heatmap in explanation.maps])
 
 
-def _small(picture: Image.Image) -> Image.Image:
-    factor = min(1.0, _TILE_PX / max(picture.size))
-    return picture.resize((max(1, round(picture.width * factor)), max(1, round(picture.height * factor))))
+def _shrink(image: Image.Image) -> Image.Image:
+    factor = min(1.0, _TILE_PX / max(image.size))
+    return image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))))
 
 
-def _as_drawn(picture: Image.Image) -> Image.Image:
-    """The picture alone, as large as under a map."""
-    small = _small(picture)
-    return Image.fromarray(enlarged(small, (small.height, small.width))[0])
+def _draw_input(image: Image.Image) -> Image.Image:
+    """Return the image alone, at the size that it has under a map."""
+    small = _shrink(image)
+    return Image.fromarray(upscale_small_image(small, (small.height, small.width))[0])
 
 
-def title_of(model: str) -> str:
-    """What a column is called: a model's name, the folder of a run, or a file's name."""
+def model_title(model: str) -> str:
+    """Return a short name of a model: its name, the folder of a run, or the file's stem."""
     path = Path(model)
     if not path.is_file():
         return model
     return path.resolve().parent.name if path.stem in ("best", "last") else path.stem
 
 
-def _plain(label: str) -> str:
-    """A label as part of a file's name."""
+def _to_file_name(label: str) -> str:
+    """Return a label as part of a file name."""
     return re.sub(r"[^\w.-]+", "_", label).strip("._")[:40] or "class"

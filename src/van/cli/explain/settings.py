@@ -1,4 +1,4 @@
-"""The flags of ``van explain``, which has several jobs."""
+"""The flags of ``van explain``."""
 
 import dataclasses
 from pathlib import Path
@@ -11,46 +11,46 @@ import tyro
 class ExplainSettings:
     """Flags of ``van explain``."""
 
-    words: Annotated[
+    model_and_images: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,
-        tyro.conf.arg(name="model-and-pictures", metavar="MODEL PICTURES...", help_behavior_hint="(required)"),
+        tyro.conf.arg(metavar="MODEL IMAGES...", help_behavior_hint="(required)"),
     ]
-    """A checkpoint, a public weights file or a name such as van_b2, then files, folders, or patterns in quotes."""
+    """A checkpoint, a public weights file or a model name such as van_b2; then files, folders or patterns in quotes."""
     out: Path
-    """Folder for the pictures, maps and figures."""
+    """Folder for drawings, maps and charts."""
     method: tuple[str, ...] = ()
-    """grad-cam, grad-cam++, layer-cam, eigen-cam or xgrad-cam, one or several; grad-cam for classes and
-    layer-cam for things and regions if not given."""
+    """One or more of grad-cam, grad-cam++, layer-cam, eigen-cam, xgrad-cam; grad-cam for classification, layer-cam for
+    detection and segmentation if not given."""
     layer: str | None = None
-    """stage1 to stage4, stage3.block0, or the path of a module; stage4, or on small pictures an earlier one."""
+    """stage1 to stage4, stage3.block0, or the path of a module; stage4, or an earlier stage for small images."""
     classes: tuple[str, ...] = ()
-    """Explain these, by name or number, not what the network says."""
+    """Names or indices of the classes to explain; the predicted ones if not given."""
     top: int = 1
-    """Explain so many of the network's answers."""
+    """Number of predicted classes or detections to explain."""
     box: tuple[float, float, float, float] | None = None
-    """Detection: explain what is found at LEFT TOP RIGHT BOTTOM, in pixels."""
+    """Detection: explain the detection at LEFT TOP RIGHT BOTTOM, in pixels."""
     compare: bool = False
-    """Several models side by side: every word that is no picture is a model."""
+    """Draw several models side by side; every argument that is no image file, folder or pattern is a model."""
     lka: tuple[str, ...] | None = None
-    """Instead draw LKA's own attention; of the last block of each stage, or of those named: stage3 or stage3.block0."""
+    """Draw LKA attention maps instead: of the last block of each stage, or of those given: stage3 or stage3.block0."""
     channels: tuple[str, ...] = ()
-    """For --lka: mean, strongest, or numbers of channels; the strongest if not given."""
-    fields: bool = False
-    """Instead measure receptive fields of one model or several; pictures may be given, else noise is used."""
-    fresh: bool = False
-    """For --fields: random weights; nothing is loaded."""
-    size_px: int = 224
-    """For --fields: side of what the networks see."""
-    score: bool = False
-    """Instead measure how faithful the maps are, on the labelled pictures of --data."""
+    """For --lka: mean, strongest, or channel indices; strongest if not given."""
+    receptive_fields: bool = False
+    """Measure receptive fields of one or more models instead, on the images if given, else on noise."""
+    random_init: bool = False
+    """For --receptive-fields: use random weights; nothing is loaded."""
+    image_size: int = 224
+    """For --receptive-fields: side of the input images in pixels."""
+    faithfulness: bool = False
+    """Evaluate the faithfulness of the maps instead, on the labeled images of --data."""
     data: Path | None = None
-    """For --score: class folders, or a set with boxes or masks, whose held-out part is taken."""
+    """For --faithfulness: class folders, or a dataset with boxes or masks; its validation split is used."""
     limit: int | None = None
-    """For --score: so many pictures, from all over the set; 200 if not given."""
+    """For --faithfulness: maximum number of images, spread evenly over the dataset; 200 if not given."""
     batch_size: int = 8
-    """Pictures at once."""
+    """Images per batch."""
     device: str | None = None
-    """cpu, cuda or mps; the GPU where there is one."""
+    """cpu, cuda or mps; the GPU if available."""
     json: bool = False
-    """Print JSON, one object a line."""
+    """Print one JSON object per line."""

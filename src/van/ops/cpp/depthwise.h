@@ -1,8 +1,8 @@
 // Depth-wise convolution with dilation, and the pair of large kernel attention: forward and gradients.
 //
-// Each task takes one vector of channels of one picture (gradients: of one group of pictures, so that the sums
-// are made in the same order by any number of threads) and keeps all that lies between input and output in
-// planes of its own, so the map between the two kernels of the pair never reaches memory.
+// Each task processes one vector of channels of one image (gradients: of one group of images, so that the order
+// of the sums does not depend on the number of threads). It keeps all intermediate values in planes of its own,
+// so the feature map between the two kernels of the pair is never written to memory.
 
 #pragma once
 
@@ -10,23 +10,23 @@
 
 namespace van {
 
-struct Pictures {
+struct Images {
     int64_t count, rows, columns, channels;
     int64_t blocks() const { return ceil_div(channels, LANES); }
     int64_t size() const { return rows * columns * channels; }
-    int64_t lanes(int64_t block) const { return least(LANES, channels - block * LANES); }
+    int64_t lanes(int64_t block) const { return min_of(LANES, channels - block * LANES); }
 };
 
-inline int64_t margin_of(const Kernel& kernel) { return kernel.columns / 2; }
+inline int64_t column_margin(const Kernel& kernel) { return kernel.columns / 2; }
 
 // A kernel packed for every vector of channels: (blocks, taps + 1, LANES), the bias last.
-class Packed {
+class PackedKernel {
   public:
-    Packed(const Kernel& kernel, const Pictures& shape, bool turned)
+    PackedKernel(const Kernel& kernel, const Images& shape, bool flipped)
         : pitch_((kernel.taps() + 1) * LANES), values_(shape.blocks() * pitch_) {
 #pragma omp parallel for schedule(static)
         for (int64_t block = 0; block < shape.blocks(); ++block) {
-            pack(kernel, block * LANES, shape.lanes(block), turned, weight(block));
+            pack(kernel, block * LANES, shape.lanes(block), flipped, weight(block));
             store(pack_bias(kernel, block * LANES, shape.lanes(block)), weight(block) + pitch_ - LANES);
         }
     }
@@ -39,10 +39,10 @@ class Packed {
     Buffer values_;
 };
 
-// Sums of the gradients of one kernel by groups of pictures: (groups, blocks, taps + 1, LANES), the bias last.
-class Sums {
+// Sums of the gradients of one kernel by groups of images: (groups, blocks, taps + 1, LANES), the bias last.
+class GradientSums {
   public:
-    Sums(const Kernel& kernel, int64_t groups, int64_t blocks)
+    GradientSums(const Kernel& kernel, int64_t groups, int64_t blocks)
         : taps_(kernel.taps()), groups_(groups), blocks_(blocks), values_(groups * blocks * (taps_ + 1) * LANES) {}
 
     float* weight(int64_t group, int64_t block) {
@@ -50,7 +50,7 @@ class Sums {
     }
     float* bias(int64_t group, int64_t block) { return weight(group, block) + taps_ * LANES; }
 
-    // Adds the groups in their order and writes the gradients as (C, taps) and (C).
+    // Adds the groups in a fixed order and writes the gradients as (C, taps) and (C).
     void write(int64_t block, int64_t lanes, float* weights, float* biases) {
         for (int64_t lane = 0; lane < lanes; ++lane) {
             const int64_t channel = block * LANES + lane;
@@ -67,92 +67,92 @@ class Sums {
     Buffer values_;
 };
 
-// `lanes` channels of a picture.
+// Writes `lanes` channels of an image.
 template <typename Type>
-class IntoPicture final : public Sink {
+class ImageSink final : public Sink {
   public:
-    IntoPicture(typename Type::Element* picture, const Pictures& shape, int64_t lanes)
-        : picture_(picture), columns_(shape.columns), channels_(shape.channels), lanes_(lanes) {}
+    ImageSink(typename Type::Element* image, const Images& shape, int64_t lanes)
+        : image_(image), columns_(shape.columns), channels_(shape.channels), lanes_(lanes) {}
 
     void put(int64_t row, int64_t column, int64_t step, int64_t count, const float* vectors) const override {
-        typename Type::Element* to = picture_ + (row * columns_ + column) * channels_;
+        typename Type::Element* to = image_ + (row * columns_ + column) * channels_;
         with_lanes(lanes_, [&](auto lanes) {
             for (int64_t t = 0; t < count; ++t) store<Type>(load(vectors + t * LANES), to + t * step * channels_, lanes);
         });
     }
 
   private:
-    typename Type::Element* picture_;
+    typename Type::Element* image_;
     int64_t columns_, channels_, lanes_;
 };
 
-// Shares out the groups of pictures, and in each group some neighbouring vectors of channels at a time, which lie in
-// the same pages of memory; the pictures of a group come in their order.
+// Distributes the groups of images over the threads, and within a group a few neighboring vectors of channels at a
+// time, which share memory pages. The images of a group are processed in order.
 template <typename Work>
-void each_in_groups(const Pictures& shape, int64_t groups, const Work& work) {
-    const int64_t width = groups < 8 ? 1 : 4, parts = ceil_div(shape.blocks(), width);
+void for_each_in_groups(const Images& shape, int64_t groups, const Work& work) {
+    const int64_t width = groups < 8 ? 1 : 4, slices = ceil_div(shape.blocks(), width);
 #pragma omp for collapse(2) schedule(static)
     for (int64_t group = 0; group < groups; ++group)
-        for (int64_t part = 0; part < parts; ++part)
+        for (int64_t slice = 0; slice < slices; ++slice)
             for (int64_t n = shape.count * group / groups; n < shape.count * (group + 1) / groups; ++n)
-                for (int64_t block = part * width; block < least((part + 1) * width, shape.blocks()); ++block)
+                for (int64_t block = slice * width; block < min_of((slice + 1) * width, shape.blocks()); ++block)
                     work(group, n, block);
 }
 
 template <typename Type, typename Element = typename Type::Element>
-void depthwise(const Pictures& shape, const Kernel& kernel, const Element* x, Element* y) {
-    Packed packed(kernel, shape, false);
+void depthwise(const Images& shape, const Kernel& kernel, const Element* x, Element* y) {
+    PackedKernel packed(kernel, shape, false);
 #pragma omp parallel
     {
-        Phases pixels(shape.rows, shape.columns, kernel.dilation, margin_of(kernel));
+        Phases pixels(shape.rows, shape.columns, kernel.dilation, column_margin(kernel));
 #pragma omp for collapse(2) schedule(static)
         for (int64_t n = 0; n < shape.count; ++n)
             for (int64_t block = 0; block < shape.blocks(); ++block) {
-                const int64_t place = n * shape.size() + block * LANES, lanes = shape.lanes(block);
-                pixels.fill<Type>(x + place, shape.channels, lanes);
-                const IntoPicture<Type> answer(y + place, shape, lanes);
-                convolve(pixels, kernel, packed.weight(block), packed.bias(block), answer);
+                const int64_t offset = n * shape.size() + block * LANES, lanes = shape.lanes(block);
+                pixels.load_image<Type>(x + offset, shape.channels, lanes);
+                const ImageSink<Type> output(y + offset, shape, lanes);
+                convolve(pixels, kernel, packed.weight(block), packed.bias(block), output);
             }
     }
 }
 
 template <typename Type, typename Element = typename Type::Element>
-void depthwise_backward(const Pictures& shape, const Kernel& kernel, int64_t groups, const Element* gradient,
-                        const Element* x, Element* of_x, float* of_weight, float* of_bias) {
-    Sums sums(kernel, groups, shape.blocks());
-    Packed turned(kernel, shape, true);
+void depthwise_backward(const Images& shape, const Kernel& kernel, int64_t groups, const Element* gradient,
+                        const Element* x, Element* grad_x, float* grad_weight, float* grad_bias) {
+    GradientSums sums(kernel, groups, shape.blocks());
+    PackedKernel flipped(kernel, shape, true);
 #pragma omp parallel
     {
-        Phases pixels(shape.rows, shape.columns, kernel.dilation, margin_of(kernel));
-        Phases gradients(shape.rows, shape.columns, kernel.dilation, margin_of(kernel));
-        each_in_groups(shape, groups, [&](int64_t group, int64_t n, int64_t block) {
-            const int64_t place = n * shape.size() + block * LANES, lanes = shape.lanes(block);
-            pixels.fill<Type>(x + place, shape.channels, lanes);
-            gradients.fill<Type>(gradient + place, shape.channels, lanes);
+        Phases pixels(shape.rows, shape.columns, kernel.dilation, column_margin(kernel));
+        Phases gradients(shape.rows, shape.columns, kernel.dilation, column_margin(kernel));
+        for_each_in_groups(shape, groups, [&](int64_t group, int64_t n, int64_t block) {
+            const int64_t offset = n * shape.size() + block * LANES, lanes = shape.lanes(block);
+            pixels.load_image<Type>(x + offset, shape.channels, lanes);
+            gradients.load_image<Type>(gradient + offset, shape.channels, lanes);
             correlate(pixels, gradients, kernel, sums.weight(group, block), sums.bias(group, block));
-            convolve(gradients, kernel, turned.weight(block), Vector{}, IntoPicture<Type>(of_x + place, shape, lanes));
+            convolve(gradients, kernel, flipped.weight(block), Vector{}, ImageSink<Type>(grad_x + offset, shape, lanes));
         });
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < shape.blocks(); ++block)
-            sums.write(block, shape.lanes(block), of_weight, of_bias);
+            sums.write(block, shape.lanes(block), grad_weight, grad_bias);
     }
 }
 
 template <typename Type, typename Element = typename Type::Element>
-void pair(const Pictures& shape, const Kernel& local, const Kernel& dilated, const Element* x, Element* y) {
-    Packed first(local, shape, false), second(dilated, shape, false);
+void pair(const Images& shape, const Kernel& local, const Kernel& dilated, const Element* x, Element* y) {
+    PackedKernel first(local, shape, false), second(dilated, shape, false);
 #pragma omp parallel
     {
-        Phases pixels(shape.rows, shape.columns, local.dilation, margin_of(local));
-        Phases seen(shape.rows, shape.columns, dilated.dilation, margin_of(dilated));
+        Phases pixels(shape.rows, shape.columns, local.dilation, column_margin(local));
+        Phases local_out(shape.rows, shape.columns, dilated.dilation, column_margin(dilated));
 #pragma omp for collapse(2) schedule(static)
         for (int64_t n = 0; n < shape.count; ++n)
             for (int64_t block = 0; block < shape.blocks(); ++block) {
-                const int64_t place = n * shape.size() + block * LANES, lanes = shape.lanes(block);
-                pixels.fill<Type>(x + place, shape.channels, lanes);
-                convolve(pixels, local, first.weight(block), first.bias(block), IntoPhases(seen));
-                const IntoPicture<Type> answer(y + place, shape, lanes);
-                convolve(seen, dilated, second.weight(block), second.bias(block), answer);
+                const int64_t offset = n * shape.size() + block * LANES, lanes = shape.lanes(block);
+                pixels.load_image<Type>(x + offset, shape.channels, lanes);
+                convolve(pixels, local, first.weight(block), first.bias(block), PhaseSink(local_out));
+                const ImageSink<Type> output(y + offset, shape, lanes);
+                convolve(local_out, dilated, second.weight(block), second.bias(block), output);
             }
     }
 }
@@ -161,28 +161,28 @@ struct PairGradients {
     float *local_weight, *local_bias, *dilated_weight, *dilated_bias;
 };
 
-// What the local kernel has seen is computed again rather than kept from the forward pass.
+// Recomputes the output of the local kernel instead of saving it in the forward pass.
 template <typename Type, typename Element = typename Type::Element>
-void pair_backward(const Pictures& shape, const Kernel& local, const Kernel& dilated, int64_t groups,
-                   const Element* gradient, const Element* x, Element* of_x, const PairGradients& out) {
-    Sums local_sums(local, groups, shape.blocks()), dilated_sums(dilated, groups, shape.blocks());
-    Packed first(local, shape, false), first_turned(local, shape, true), second_turned(dilated, shape, true);
+void pair_backward(const Images& shape, const Kernel& local, const Kernel& dilated, int64_t groups,
+                   const Element* gradient, const Element* x, Element* grad_x, const PairGradients& out) {
+    GradientSums local_sums(local, groups, shape.blocks()), dilated_sums(dilated, groups, shape.blocks());
+    PackedKernel first(local, shape, false), first_flipped(local, shape, true), second_flipped(dilated, shape, true);
 #pragma omp parallel
     {
-        Phases pixels(shape.rows, shape.columns, local.dilation, margin_of(local));
-        Phases of_seen(shape.rows, shape.columns, local.dilation, margin_of(local));
-        Phases seen(shape.rows, shape.columns, dilated.dilation, margin_of(dilated));
-        Phases gradients(shape.rows, shape.columns, dilated.dilation, margin_of(dilated));
-        each_in_groups(shape, groups, [&](int64_t group, int64_t n, int64_t block) {
-            const int64_t place = n * shape.size() + block * LANES, lanes = shape.lanes(block);
-            pixels.fill<Type>(x + place, shape.channels, lanes);
-            convolve(pixels, local, first.weight(block), first.bias(block), IntoPhases(seen));
-            gradients.fill<Type>(gradient + place, shape.channels, lanes);
-            correlate(seen, gradients, dilated, dilated_sums.weight(group, block), dilated_sums.bias(group, block));
-            convolve(gradients, dilated, second_turned.weight(block), Vector{}, IntoPhases(of_seen));
-            correlate(pixels, of_seen, local, local_sums.weight(group, block), local_sums.bias(group, block));
-            const IntoPicture<Type> answer(of_x + place, shape, lanes);
-            convolve(of_seen, local, first_turned.weight(block), Vector{}, answer);
+        Phases pixels(shape.rows, shape.columns, local.dilation, column_margin(local));
+        Phases grad_local(shape.rows, shape.columns, local.dilation, column_margin(local));
+        Phases local_out(shape.rows, shape.columns, dilated.dilation, column_margin(dilated));
+        Phases gradients(shape.rows, shape.columns, dilated.dilation, column_margin(dilated));
+        for_each_in_groups(shape, groups, [&](int64_t group, int64_t n, int64_t block) {
+            const int64_t offset = n * shape.size() + block * LANES, lanes = shape.lanes(block);
+            pixels.load_image<Type>(x + offset, shape.channels, lanes);
+            convolve(pixels, local, first.weight(block), first.bias(block), PhaseSink(local_out));
+            gradients.load_image<Type>(gradient + offset, shape.channels, lanes);
+            correlate(local_out, gradients, dilated, dilated_sums.weight(group, block), dilated_sums.bias(group, block));
+            convolve(gradients, dilated, second_flipped.weight(block), Vector{}, PhaseSink(grad_local));
+            correlate(pixels, grad_local, local, local_sums.weight(group, block), local_sums.bias(group, block));
+            const ImageSink<Type> output(grad_x + offset, shape, lanes);
+            convolve(grad_local, local, first_flipped.weight(block), Vector{}, output);
         });
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < shape.blocks(); ++block) {

@@ -1,6 +1,6 @@
-// The operators as plain C functions: no PyTorch header, so no ABI to break.
+// The operators as plain C functions. They include no PyTorch header, so they do not depend on its ABI.
 //
-// Pictures are (N, H, W, C) of one type (0: float32, 1: bfloat16, 2: float16); kernels (C, 1, rows, columns)
+// Images are (N, H, W, C) of one type (0: float32, 1: bfloat16, 2: float16); kernels (C, 1, rows, columns)
 // with odd sides, biases and all gradients of them are float32. Everything is contiguous.
 
 #include "depthwise.h"
@@ -16,7 +16,7 @@ struct GeluTile {
     static void backward(Arguments... arguments) { gelu_backward_by<Type, T>(arguments...); }
 };
 
-// Calls work with the tile that wastes least on this width.
+// Calls work with the tile width that leaves the least padding at this image width.
 template <typename Work>
 void with_gelu_tile(int64_t columns, const Work& work) {
     const int64_t sevens = ceil_div(columns, 7) * 7, eights = ceil_div(columns, 8) * 8;
@@ -32,72 +32,74 @@ void with_type(int64_t type, const Work& work) {
     work(Float16{});
 }
 
-Pictures pictures_of(const int64_t* numbers) { return {numbers[1], numbers[2], numbers[3], numbers[4]}; }
+Images parse_images(const int64_t* sizes) { return {sizes[1], sizes[2], sizes[3], sizes[4]}; }
 
-Kernel kernel_of(const int64_t* numbers, const float* weight, const float* bias) {
-    return {numbers[0], numbers[1], numbers[2], weight, bias};
+Kernel parse_kernel(const int64_t* sizes, const float* weight, const float* bias) {
+    return {sizes[0], sizes[1], sizes[2], weight, bias};
 }
 
 }  // namespace van
 
 using namespace van;
 
-// numbers: type, N, H, W, C, then rows, columns and dilation of each kernel. Gradients are summed over `groups`
-// groups of pictures, each in a fixed order, so that threads change no bit.
+// sizes: type, N, H, W, C, then rows, columns and dilation of each kernel. Gradients are summed over `groups`
+// groups of images, each in a fixed order, so that results do not depend on the number of threads.
 extern "C" {
 
-void van_depthwise(const int64_t* numbers, const void* x, const float* weight, const float* bias, void* y) {
-    const Pictures shape = pictures_of(numbers);
-    const Kernel kernel = kernel_of(numbers + 5, weight, bias);
-    with_type(numbers[0], [&](auto type) {
+void van_depthwise(const int64_t* sizes, const void* x, const float* weight, const float* bias, void* y) {
+    const Images shape = parse_images(sizes);
+    const Kernel kernel = parse_kernel(sizes + 5, weight, bias);
+    with_type(sizes[0], [&](auto type) {
         typedef decltype(type) Type;
         typedef typename Type::Element E;
         depthwise<Type>(shape, kernel, (const E*)x, (E*)y);
     });
 }
 
-void van_depthwise_backward(const int64_t* numbers, int64_t groups, const void* gradient, const void* x,
-                            const float* weight, void* of_x, float* of_weight, float* of_bias) {
-    const Pictures shape = pictures_of(numbers);
-    const Kernel kernel = kernel_of(numbers + 5, weight, nullptr);
-    with_type(numbers[0], [&](auto type) {
+void van_depthwise_backward(const int64_t* sizes, int64_t groups, const void* gradient, const void* x,
+                            const float* weight, void* grad_x, float* grad_weight, float* grad_bias) {
+    const Images shape = parse_images(sizes);
+    const Kernel kernel = parse_kernel(sizes + 5, weight, nullptr);
+    with_type(sizes[0], [&](auto type) {
         typedef decltype(type) Type;
         typedef typename Type::Element E;
-        depthwise_backward<Type>(shape, kernel, groups, (const E*)gradient, (const E*)x, (E*)of_x, of_weight, of_bias);
+        depthwise_backward<Type>(shape, kernel, groups, (const E*)gradient, (const E*)x, (E*)grad_x, grad_weight,
+                                 grad_bias);
     });
 }
 
-void van_pair(const int64_t* numbers, const void* x, const float* local_weight, const float* local_bias,
+void van_pair(const int64_t* sizes, const void* x, const float* local_weight, const float* local_bias,
               const float* dilated_weight, const float* dilated_bias, void* y) {
-    const Pictures shape = pictures_of(numbers);
-    const Kernel local = kernel_of(numbers + 5, local_weight, local_bias);
-    const Kernel dilated = kernel_of(numbers + 8, dilated_weight, dilated_bias);
-    with_type(numbers[0], [&](auto type) {
+    const Images shape = parse_images(sizes);
+    const Kernel local = parse_kernel(sizes + 5, local_weight, local_bias);
+    const Kernel dilated = parse_kernel(sizes + 8, dilated_weight, dilated_bias);
+    with_type(sizes[0], [&](auto type) {
         typedef decltype(type) Type;
         typedef typename Type::Element E;
         pair<Type>(shape, local, dilated, (const E*)x, (E*)y);
     });
 }
 
-void van_pair_backward(const int64_t* numbers, int64_t groups, const void* gradient, const void* x,
-                       const float* local_weight, const float* local_bias, const float* dilated_weight, void* of_x,
-                       float* of_local_weight, float* of_local_bias, float* of_dilated_weight, float* of_dilated_bias) {
-    const Pictures shape = pictures_of(numbers);
-    const Kernel local = kernel_of(numbers + 5, local_weight, local_bias);
-    const Kernel dilated = kernel_of(numbers + 8, dilated_weight, nullptr);
-    const PairGradients out{of_local_weight, of_local_bias, of_dilated_weight, of_dilated_bias};
-    with_type(numbers[0], [&](auto type) {
+void van_pair_backward(const int64_t* sizes, int64_t groups, const void* gradient, const void* x,
+                       const float* local_weight, const float* local_bias, const float* dilated_weight, void* grad_x,
+                       float* grad_local_weight, float* grad_local_bias, float* grad_dilated_weight,
+                       float* grad_dilated_bias) {
+    const Images shape = parse_images(sizes);
+    const Kernel local = parse_kernel(sizes + 5, local_weight, local_bias);
+    const Kernel dilated = parse_kernel(sizes + 8, dilated_weight, nullptr);
+    const PairGradients out{grad_local_weight, grad_local_bias, grad_dilated_weight, grad_dilated_bias};
+    with_type(sizes[0], [&](auto type) {
         typedef decltype(type) Type;
         typedef typename Type::Element E;
-        pair_backward<Type>(shape, local, dilated, groups, (const E*)gradient, (const E*)x, (E*)of_x, out);
+        pair_backward<Type>(shape, local, dilated, groups, (const E*)gradient, (const E*)x, (E*)grad_x, out);
     });
 }
 
 // Kernels of 3x3 without dilation.
-void van_gelu(const int64_t* numbers, const void* x, const float* weight, const float* bias, void* y) {
-    const Pictures shape = pictures_of(numbers);
-    const Kernel kernel = kernel_of(numbers + 5, weight, bias);
-    with_type(numbers[0], [&](auto type) {
+void van_gelu(const int64_t* sizes, const void* x, const float* weight, const float* bias, void* y) {
+    const Images shape = parse_images(sizes);
+    const Kernel kernel = parse_kernel(sizes + 5, weight, bias);
+    with_type(sizes[0], [&](auto type) {
         typedef decltype(type) Type;
         typedef typename Type::Element E;
         with_gelu_tile(shape.columns, [&](auto tile) {
@@ -106,22 +108,22 @@ void van_gelu(const int64_t* numbers, const void* x, const float* weight, const 
     });
 }
 
-void van_gelu_backward(const int64_t* numbers, const void* gradient, const void* x, const float* weight,
-                       const float* bias, void* of_x, float* of_weight, float* of_bias) {
-    const Pictures shape = pictures_of(numbers);
-    const Kernel kernel = kernel_of(numbers + 5, weight, bias);
-    with_type(numbers[0], [&](auto type) {
+void van_gelu_backward(const int64_t* sizes, const void* gradient, const void* x, const float* weight,
+                       const float* bias, void* grad_x, float* grad_weight, float* grad_bias) {
+    const Images shape = parse_images(sizes);
+    const Kernel kernel = parse_kernel(sizes + 5, weight, bias);
+    with_type(sizes[0], [&](auto type) {
         typedef decltype(type) Type;
         typedef typename Type::Element E;
         with_gelu_tile(shape.columns, [&](auto tile) {
-            decltype(tile)::template backward<Type>(shape, kernel, (const E*)gradient, (const E*)x, (E*)of_x, of_weight,
-                                                    of_bias);
+            decltype(tile)::template backward<Type>(shape, kernel, (const E*)gradient, (const E*)x, (E*)grad_x,
+                                                    grad_weight, grad_bias);
         });
     });
 }
 
-// Twelve independent multiply-adds of a vector, `count` times on every thread: what the processor can do at most.
-// Returns how many multiplications and additions that were.
+// Runs twelve independent vector multiply-adds `count` times on every thread, which reaches the peak of the CPU.
+// Returns the number of multiplications and additions.
 double van_multiply_adds(int64_t count, float* out) {
     double done = 0;
 #pragma omp parallel reduction(+ : done)

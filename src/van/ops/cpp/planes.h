@@ -1,11 +1,11 @@
 // Depth-wise convolution of one vector of channels within the caches, forward and weight gradient.
 //
-// A convolution dilated by d never mixes pixels whose rows or columns differ modulo d, so a map is kept as
-// d x d phases, small undilated planes. Columns have zeros on both sides; kernel rows above and below the map
-// are skipped. A tile is T neighbouring outputs of one row: every pixel is loaded once for all of them, and
-// every weight of a kernel row stays in a register. On planes no wider than a tile ("whole") the taps that
-// would only read zeros are left out when this is compiled, and several rows are computed at once, because
-// a processor needs eight or more independent sums to be kept busy.
+// A convolution with dilation d never mixes pixels whose rows or columns differ modulo d, so a feature map is stored
+// as d x d phases (polyphase components), small planes on which the kernel is not dilated. Columns are zero-padded on
+// both sides; kernel rows outside the map are skipped. A tile is T neighboring outputs of one row: every pixel is
+// loaded once for all of them, and every weight of a kernel row stays in a register. On planes no wider than a tile
+// (WHOLE) products with padding are omitted at compile time, and several rows are computed at once, because a CPU
+// needs at least eight independent sums to fill its pipelines.
 
 #pragma once
 
@@ -37,13 +37,13 @@ class Phases {
     }
     int64_t plane_rows(int64_t phase) const { return ceil_div(rows - phase, dilation); }
     int64_t plane_columns(int64_t phase) const { return ceil_div(columns - phase, dilation); }
-    int64_t row_phases() const { return least(dilation, rows); }
-    int64_t column_phases() const { return least(dilation, columns); }
+    int64_t row_phases() const { return min_of(dilation, rows); }
+    int64_t column_phases() const { return min_of(dilation, columns); }
 
     template <typename Type>
-    void fill(const typename Type::Element* picture, int64_t channels, int64_t lanes) {
+    void load_image(const typename Type::Element* image, int64_t channels, int64_t lanes) {
         for (int64_t r = 0; r < rows; ++r) {
-            const typename Type::Element* from = picture + r * columns * channels;
+            const typename Type::Element* from = image + r * columns * channels;
             float* to = row(r);
             for (int64_t c = 0; c < columns; ++c) {
                 __builtin_prefetch(from + c * channels + LANES, 0, 2);  // the next vector of channels
@@ -57,7 +57,7 @@ class Phases {
     std::vector<int64_t> offsets_;
 };
 
-// What a tile needs to know: the plane it reads and the packed kernel.
+// The inputs of a tile: the plane it reads and the packed kernel.
 struct Job {
     const float* plane;
     int64_t plane_rows, plane_columns, pitch, margin;
@@ -67,7 +67,8 @@ struct Job {
     Vector bias;
 };
 
-// R x T outputs from (row, first) on, into `out` (R, T). K is the kernel's width, or 0 if known at run time only.
+// Computes R x T outputs from (row, first) on, into `out` (R, T). K is the kernel width, or 0 if it is unknown
+// at compile time.
 template <int R, int T, int K, bool WHOLE>
 void tile(const Job& job, int64_t row, int64_t first, float* out) {
     const int64_t width = K ? K : job.kernel_columns, half_rows = job.kernel_rows / 2, half = width / 2;
@@ -76,7 +77,7 @@ void tile(const Job& job, int64_t row, int64_t first, float* out) {
     for (int r = 0; r < R; ++r)
         for (int t = 0; t < T; ++t) sums[r][t] = job.bias;
     const int64_t begin = row + R - 1 < half_rows ? half_rows - row - R + 1 : 0;
-    const int64_t end = least(job.kernel_rows, job.plane_rows - row + half_rows);
+    const int64_t end = min_of(job.kernel_rows, job.plane_rows - row + half_rows);
     for (int64_t i = begin; i < end; ++i) {
         const float* taps = job.weight + i * width * LANES;
         if constexpr (K > 0) {
@@ -98,7 +99,7 @@ void tile(const Job& job, int64_t row, int64_t first, float* out) {
             }
         } else {
             const int64_t reach = job.plane_columns - 1;
-            for (int64_t j = half > reach ? half - reach : 0; j < least(width, half + reach + 1); ++j) {
+            for (int64_t j = half > reach ? half - reach : 0; j < min_of(width, half + reach + 1); ++j) {
                 const Vector w = load(taps + j * LANES);
                 for (int r = 0; r < R; ++r) {
                     const int64_t from = row + r + i - half_rows;
@@ -113,7 +114,7 @@ void tile(const Job& job, int64_t row, int64_t first, float* out) {
         for (int t = 0; t < T; ++t) store(sums[r][t], out + (r * T + t) * LANES);
 }
 
-// Where the outputs of one row of a phase go: `count` vectors at columns column, column + step, ... of the map.
+// Destination of the outputs of one row of a phase: `count` vectors at columns column, column + step, ... of the map.
 class Sink {
   public:
     virtual void put(int64_t row, int64_t column, int64_t step, int64_t count, const float* vectors) const = 0;
@@ -122,9 +123,9 @@ class Sink {
     ~Sink() = default;
 };
 
-class IntoPhases final : public Sink {
+class PhaseSink final : public Sink {
   public:
-    explicit IntoPhases(Phases& phases) : phases_(phases) {}
+    explicit PhaseSink(Phases& phases) : phases_(phases) {}
     void put(int64_t row, int64_t column, int64_t step, int64_t count, const float* vectors) const override {
         float* line = phases_.row(row);
         const int64_t* offsets = phases_.offsets() + column;
@@ -135,12 +136,12 @@ class IntoPhases final : public Sink {
     Phases& phases_;
 };
 
-// R rows of one plane from `row` on, tile by tile; the last tile of a row begins early enough to end with it.
+// Convolves R rows of one plane from `row` on, tile by tile; the last tile of a row overlaps the previous one.
 template <int R, int T, int K, bool WHOLE>
 void convolve_rows(const Job& job, const Sink& sink, int64_t row) {
     alignas(64) float out[R * T * LANES];
     for (int64_t next = 0; next < job.plane_columns; next += T) {
-        const int64_t first = WHOLE ? 0 : least(next, job.plane_columns - T);
+        const int64_t first = WHOLE ? 0 : min_of(next, job.plane_columns - T);
         tile<R, T, K, WHOLE>(job, row, first, out);
         for (int r = 0; r < R; ++r)
             sink.put(job.row_phase + (row + r) * job.dilation, job.column_phase + first * job.dilation, job.dilation, T,
@@ -169,10 +170,10 @@ void correlate_rows(const Job& pixels, const float* gradients, int64_t gradient_
         const int64_t from = row + i - half_rows;
         if (from + I <= 0 || from >= pixels.plane_rows) continue;
         for (int64_t first = 0; first < pixels.plane_columns; first += T) {
-            const float* given = gradients + (row * gradient_pitch + gradient_margin + first) * LANES;
+            const float* grad_out = gradients + (row * gradient_pitch + gradient_margin + first) * LANES;
             Vector g[T];
 #pragma GCC unroll 16
-            for (int t = 0; t < T; ++t) g[t] = load(given + t * LANES);
+            for (int t = 0; t < T; ++t) g[t] = load(grad_out + t * LANES);
 #pragma GCC unroll 4
             for (int a = 0; a < I; ++a) {
                 if (from + a < 0 || from + a >= pixels.plane_rows) continue;
@@ -191,19 +192,19 @@ void correlate_rows(const Job& pixels, const float* gradients, int64_t gradient_
         for (int j = 0; j < K; ++j) store(sums[a][j], totals + ((i + a) * K + j) * LANES);
 }
 
-// The same for any kernel, tap by tap.
+// The same for a kernel of any size, tap by tap.
 inline void correlate_any(const Job& pixels, const float* gradients, int64_t gradient_margin, int64_t gradient_pitch,
                           int64_t i, float* totals) {
     const int64_t half_rows = pixels.kernel_rows / 2, half = pixels.kernel_columns / 2, reach = pixels.plane_columns - 1;
-    for (int64_t j = half > reach ? half - reach : 0; j < least(pixels.kernel_columns, half + reach + 1); ++j) {
+    for (int64_t j = half > reach ? half - reach : 0; j < min_of(pixels.kernel_columns, half + reach + 1); ++j) {
         Vector sums[4] = {};
         for (int64_t row = 0; row < pixels.plane_rows; ++row) {
             const int64_t from = row + i - half_rows;
             if (from < 0 || from >= pixels.plane_rows) continue;
             const float* line = pixels.plane + (from * pixels.pitch + pixels.margin - half + j) * LANES;
-            const float* given = gradients + (row * gradient_pitch + gradient_margin) * LANES;
+            const float* grad_out = gradients + (row * gradient_pitch + gradient_margin) * LANES;
             for (int64_t c = 0; c < pixels.plane_columns; ++c)
-                sums[c % 4] += load(line + c * LANES) * load(given + c * LANES);
+                sums[c % 4] += load(line + c * LANES) * load(grad_out + c * LANES);
         }
         float* total = totals + (i * pixels.kernel_columns + j) * LANES;
         store(load(total) + ((sums[0] + sums[1]) + (sums[2] + sums[3])), total);
@@ -216,7 +217,7 @@ void correlate_by(const Job& pixels, const float* gradients, int64_t gradient_ma
     constexpr int I = K == 3 ? 3 : 2;
     const int64_t half_rows = pixels.kernel_rows / 2, reach = pixels.plane_rows - 1;
     int64_t i = half_rows > reach ? half_rows - reach : 0;
-    const int64_t end = least(pixels.kernel_rows, half_rows + reach + 1);
+    const int64_t end = min_of(pixels.kernel_rows, half_rows + reach + 1);
     if constexpr (K > 0) {
         for (; i + I <= end; i += I)
             correlate_rows<I, T, K, WHOLE>(pixels, gradients, gradient_margin, gradient_pitch, i, totals);
@@ -227,7 +228,7 @@ void correlate_by(const Job& pixels, const float* gradients, int64_t gradient_ma
     }
 }
 
-// Calls one of Work::run<T, K, WHOLE>: T is the tile that wastes least on this width.
+// Calls Work::run<T, K, WHOLE> with the tile width T that leaves the least padding at this plane width.
 template <int K, typename Work>
 void with_tile(int64_t columns, const Work& work) {
     const int64_t width = columns <= TILE ? columns : ceil_div(columns, ceil_div(columns, TILE));
@@ -282,7 +283,7 @@ struct Correlation {
     void run() const { correlate_by<T, K, WHOLE>(pixels, gradients, gradient_margin, gradient_pitch, totals); }
 };
 
-inline Job job_of(Phases& from, int64_t row_phase, int64_t column_phase, const Kernel& kernel) {
+inline Job make_job(Phases& from, int64_t row_phase, int64_t column_phase, const Kernel& kernel) {
     return Job{from.plane(row_phase, column_phase), from.plane_rows(row_phase), from.plane_columns(column_phase),
                from.pitch, from.margin, row_phase, column_phase, from.dilation, kernel.rows, kernel.columns, nullptr, {}};
 }
@@ -291,7 +292,7 @@ inline Job job_of(Phases& from, int64_t row_phase, int64_t column_phase, const K
 inline void convolve(Phases& from, const Kernel& kernel, const float* packed, Vector bias, const Sink& sink) {
     for (int64_t row_phase = 0; row_phase < from.row_phases(); ++row_phase)
         for (int64_t column_phase = 0; column_phase < from.column_phases(); ++column_phase) {
-            Job job = job_of(from, row_phase, column_phase, kernel);
+            Job job = make_job(from, row_phase, column_phase, kernel);
             job.weight = packed;
             job.bias = bias;
             with_tile_and_kernel(job.plane_columns, kernel.columns, Convolution{job, sink});
@@ -308,7 +309,7 @@ inline void correlate(Phases& pixels, Phases& gradients, const Kernel& kernel, f
     store(sum, bias);
     for (int64_t row_phase = 0; row_phase < pixels.row_phases(); ++row_phase)
         for (int64_t column_phase = 0; column_phase < pixels.column_phases(); ++column_phase) {
-            const Job job = job_of(pixels, row_phase, column_phase, kernel);
+            const Job job = make_job(pixels, row_phase, column_phase, kernel);
             const Correlation work{job, gradients.plane(row_phase, column_phase), gradients.margin, gradients.pitch, weight};
             with_tile_and_kernel(job.plane_columns, kernel.columns, work);
         }

@@ -1,7 +1,7 @@
-// One vector of channels, and how it is read from and written to pictures of any float type.
+// SIMD vectors of channels, with conversion from and to each float type.
 //
-// LANES is what the processor that this is compiled for holds in one register; everything is computed in
-// float32. Pictures lie in channels_last: (N, H, W, C).
+// LANES is the number of floats in one register of the target CPU; all arithmetic is in float32. Images are in
+// channels_last: (N, H, W, C).
 
 #pragma once
 
@@ -18,7 +18,7 @@ namespace van {
 
 #if defined(__AVX512F__)
 constexpr int64_t LANES = 16;
-constexpr int TILE = 10;  // neighbouring outputs at once: with the weights of a kernel row they fill 32 registers
+constexpr int TILE = 10;  // neighboring outputs per tile: with the weights of a kernel row they fill 32 registers
 #else
 #if defined(__AVX__)
 constexpr int64_t LANES = 8;
@@ -50,7 +50,7 @@ struct BFloat16 {
         std::memcpy(&halves, from, sizeof halves);
         return (Vector)(__builtin_convertvector(halves, Bits) << 16);
     }
-    // to the nearest, ties to even; a NaN stays one
+    // rounds to nearest, ties to even; NaN stays NaN
     static void narrow(Vector v, uint16_t* to) {
         const Bits bits = (Bits)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
         const Bits nan = (Bits)(v != v);
@@ -91,24 +91,24 @@ struct Float16 {
 #endif
 };
 
-// `lanes` channels of one pixel; zeros beyond them.
+// Loads `lanes` channels of one pixel; the other lanes are zero.
 template <typename Type>
 inline Vector load(const typename Type::Element* from, int64_t lanes) {
     if (lanes == LANES) return Type::widen(from);
-    typename Type::Element some[LANES] = {};
-    std::memcpy(some, from, lanes * sizeof *from);
-    return Type::widen(some);
+    typename Type::Element padded[LANES] = {};
+    std::memcpy(padded, from, lanes * sizeof *from);
+    return Type::widen(padded);
 }
 
 template <typename Type>
 inline void store(Vector v, typename Type::Element* to, int64_t lanes) {
     if (lanes == LANES) return Type::narrow(v, to);
-    typename Type::Element some[LANES];
-    Type::narrow(v, some);
-    std::memcpy(to, some, lanes * sizeof *to);
+    typename Type::Element padded[LANES];
+    Type::narrow(v, padded);
+    std::memcpy(to, padded, lanes * sizeof *to);
 }
 
-// Calls work(lanes), with a constant where all lanes are used, so that the full vector is compiled without a branch.
+// Calls work(lanes), with a compile-time constant for full vectors, so that these are compiled without a branch.
 template <typename Work>
 inline void with_lanes(int64_t lanes, const Work& work) {
     if (lanes == LANES)
@@ -121,9 +121,9 @@ inline Vector load(const float* from) { return Float32::widen(from); }
 inline void store(Vector v, float* to) { Float32::narrow(v, to); }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Floats aligned to a cache line, zero to begin with.
+// Zero-initialized floats, aligned to a cache line.
 class Buffer {
   public:
     explicit Buffer(int64_t count)
@@ -146,12 +146,12 @@ struct Kernel {
     int64_t taps() const { return rows * columns; }
 };
 
-// The taps of `lanes` channels from `channel` on, tap by tap; turned by half a turn for the gradient.
-inline void pack(const Kernel& kernel, int64_t channel, int64_t lanes, bool turned, float* to) {
+// Packs the taps of `lanes` channels from `channel` on, tap by tap; rotated by 180 degrees if `flipped`, for gradients.
+inline void pack(const Kernel& kernel, int64_t channel, int64_t lanes, bool flipped, float* to) {
     const int64_t taps = kernel.taps();
     for (int64_t lane = 0; lane < lanes; ++lane) {
         const float* from = kernel.weight + (channel + lane) * taps;
-        for (int64_t tap = 0; tap < taps; ++tap) to[(turned ? taps - 1 - tap : tap) * LANES + lane] = from[tap];
+        for (int64_t tap = 0; tap < taps; ++tap) to[(flipped ? taps - 1 - tap : tap) * LANES + lane] = from[tap];
     }
     for (int64_t lane = lanes; lane < LANES; ++lane)
         for (int64_t tap = 0; tap < taps; ++tap) to[tap * LANES + lane] = 0;

@@ -1,1 +1,0 @@
-"""Where pictures come from: folders of classes, the embedded digits, and augmentation."""

@@ -1,0 +1,1 @@
+"""The training loop of every task: optimizer, schedule, EMA, checkpoints, resume, distributed training and run log."""
