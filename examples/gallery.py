@@ -20,13 +20,13 @@ from van.cli.main import main
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "explainability.md"
 IMAGES = {
-    "objects/sheet.png": "explain-things.webp",
+    "objects/sheet.png": "explain-objects.webp",
     "comparison/compare.png": "explain-compare.webp",
     "lka/val-000001-lka.png": "explain-lka.webp",
-    "receptive-fields/receptive_fields.png": "explain-fields.webp",
-    "receptive-fields/receptive_field_sizes.png": "explain-sides.webp",
+    "receptive-fields/receptive_fields.png": "explain-receptive-fields.webp",
+    "receptive-fields/receptive_field_sizes.png": "explain-receptive-field-sizes.webp",
     "single-explanations/sheet.png": "explain-single.webp",
-    "faithfulness/single-curves.png": "explain-scores.webp",
+    "faithfulness/single-curves.png": "explain-faithfulness.webp",
     "report.png": "report.webp",
 }
 """The files that the commands write, and their names in docs/images."""
