@@ -3,9 +3,8 @@
 import sys
 from pathlib import Path
 
-from van.cli.arguments import Command
+from van.cli.arguments import Command, Flag
 from van.cli.commands import list_commands
-from van.cli.flags import Flag
 from van.cli.verbs import VERBS
 
 HEAD = """\

@@ -44,12 +44,13 @@ def assert_same(left: torch.Tensor, right: torch.Tensor) -> None:
     assert bits(left) == bits(right)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_random_bits_of_every_dtype_round_trip(tmp_path, dtype):
+def test_random_bits_of_every_dtype_round_trip(tmp_path, subtests):
     """Random bits include NaNs of every payload, infinities, denormals and negative zeros."""
-    state = {"w": torch.randint(0, 256, (3, 5, 16), dtype=torch.uint8).view(dtype)}
-    checkpoint(state=state).save(tmp_path / "a")
-    assert_same(load_checkpoint(tmp_path / "a").state["w"], state["w"])
+    for dtype in DTYPES:
+        with subtests.test(dtype=str(dtype)):
+            state = {"w": torch.randint(0, 256, (3, 5, 16), dtype=torch.uint8).view(dtype)}
+            checkpoint(state=state).save(tmp_path / "a")
+            assert_same(load_checkpoint(tmp_path / "a").state["w"], state["w"])
 
 
 def test_signaling_nans_keep_their_payload(tmp_path):
@@ -77,10 +78,11 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_tensor_of_any_layout_round_trips(tmp_path, name):
-    checkpoint(state={name: LAYOUTS[name]}).save(tmp_path / "a")
-    assert_same(load_checkpoint(tmp_path / "a").state[name], LAYOUTS[name])
+def test_a_tensor_of_any_layout_round_trips(tmp_path, subtests):
+    for name in LAYOUTS:
+        with subtests.test(name=str(name)):
+            checkpoint(state={name: LAYOUTS[name]}).save(tmp_path / "a")
+            assert_same(load_checkpoint(tmp_path / "a").state[name], LAYOUTS[name])
 
 
 def test_tensors_that_share_memory_are_separate_after_loading(tmp_path):
@@ -173,11 +175,12 @@ def test_a_model_s_tensor_name_under_training_is_refused(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize("value", [Path("x"), torch.zeros(1), {1, 2}, b"bytes"], ids=lambda value: type(value).__name__)
-def test_a_value_that_json_cannot_store_is_refused_before_anything_is_written(tmp_path, value):
-    with pytest.raises(CheckpointError, match="'recipe'"):
-        checkpoint(recipe={"setting": value}).save(tmp_path / "a")
-    assert list(tmp_path.iterdir()) == []
+def test_a_value_that_json_cannot_store_is_refused_before_anything_is_written(tmp_path, subtests):
+    for value in [Path("x"), torch.zeros(1), {1, 2}, b"bytes"]:
+        with subtests.test(value=str(value)):
+            with pytest.raises(CheckpointError, match="'recipe'"):
+                checkpoint(recipe={"setting": value}).save(tmp_path / "a")
+            assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dtype_that_safetensors_lacks_is_refused(tmp_path):
@@ -246,45 +249,54 @@ def header_of(path: Path) -> dict:
     return json.loads(json.loads(content[8 : 8 + length])["__metadata__"][HEADER])
 
 
-@pytest.mark.parametrize("version", [VERSION + 1, 0, None, "1", [1]])
-def test_another_version_is_refused_with_both_versions(tmp_path, version):
-    checkpoint().save(tmp_path / "a")
-    header = header_of(tmp_path / "a")
-    assert header["version"] == VERSION
-    path = rewritten(tmp_path / "b", json.dumps(header | {"version": version}))
-    with pytest.raises(CheckpointError, match=rf"version: expected {VERSION}, got {re.escape(repr(version))};"):
-        load_checkpoint(path)
+def test_another_version_is_refused_with_both_versions(tmp_path, subtests):
+    for version in [VERSION + 1, 0, None, "1", [1]]:
+        with subtests.test(version=str(version)):
+            checkpoint().save(tmp_path / "a")
+            header = header_of(tmp_path / "a")
+            assert header["version"] == VERSION
+            path = rewritten(tmp_path / "b", json.dumps(header | {"version": version}))
+            with pytest.raises(CheckpointError, match=rf"version: expected {VERSION}, got {re.escape(repr(version))};"):
+                load_checkpoint(path)
 
 
-@pytest.mark.parametrize("header", ["", "{", "nonsense", '{"version": 1', "[" * 100_000, "\x00"])
-def test_a_header_that_is_no_json_is_reported_as_damaged(tmp_path, header):
-    with pytest.raises(CheckpointError, match="header is damaged"):
-        load_checkpoint(rewritten(tmp_path / "a", header))
+def test_a_header_that_is_no_json_is_reported_as_damaged(tmp_path, subtests):
+    for header in ["", "{", "nonsense", '{"version": 1', "[" * 100_000, "\x00"]:
+        with subtests.test(header=str(header)), pytest.raises(CheckpointError, match="header is damaged"):
+            load_checkpoint(rewritten(tmp_path / "a", header))
 
 
-@pytest.mark.parametrize("header", ["[]", "null", "3", '"text"', "true"])
-def test_a_header_that_is_no_json_object_is_refused(tmp_path, header):
-    with pytest.raises(CheckpointError, match="expected a JSON object"):
-        load_checkpoint(rewritten(tmp_path / "a", header))
+def test_a_header_that_is_no_json_object_is_refused(tmp_path, subtests):
+    for header in ["[]", "null", "3", '"text"', "true"]:
+        with subtests.test(header=str(header)), pytest.raises(CheckpointError, match="expected a JSON object"):
+            load_checkpoint(rewritten(tmp_path / "a", header))
 
 
-@pytest.mark.parametrize("value", [None, 3, "text", [1, "a"], {"a": 1}, [["a"]]], ids=repr)
-@pytest.mark.parametrize(
-    "name",
-    ["task", "model", "class_names", "preprocess", "model_options", "recipe", "metrics", "source", "training_state"],
-)
-def test_a_header_entry_of_another_type_is_named(tmp_path, name, value):
-    checkpoint().save(tmp_path / "a")
-    header = header_of(tmp_path / "a")
-    path = rewritten(tmp_path / "b", json.dumps(header | {name: value}))
-    if name != "preprocess" and isinstance(value, type(header[name])) and value not in ([1, "a"], [["a"]]):
-        assert getattr(load_checkpoint(path), name) == value
-        return
-    with pytest.raises(CheckpointError, match=name):
-        load_checkpoint(path)
-    del header[name]
-    with pytest.raises(CheckpointError, match=f"{name}'.*no such entry"):
-        load_checkpoint(rewritten(tmp_path / "b", json.dumps(header)))
+def test_a_header_entry_of_another_type_is_named(tmp_path, subtests):
+    for name in [
+        "task",
+        "model",
+        "class_names",
+        "preprocess",
+        "model_options",
+        "recipe",
+        "metrics",
+        "source",
+        "training_state",
+    ]:
+        for value in [None, 3, "text", [1, "a"], {"a": 1}, [["a"]]]:
+            with subtests.test(name=str(name), value=str(value)):
+                checkpoint().save(tmp_path / "a")
+                header = header_of(tmp_path / "a")
+                path = rewritten(tmp_path / "b", json.dumps(header | {name: value}))
+                if name != "preprocess" and isinstance(value, type(header[name])) and value not in ([1, "a"], [["a"]]):
+                    assert getattr(load_checkpoint(path), name) == value
+                    return
+                with pytest.raises(CheckpointError, match=name):
+                    load_checkpoint(path)
+                del header[name]
+                with pytest.raises(CheckpointError, match=f"{name}'.*no such entry"):
+                    load_checkpoint(rewritten(tmp_path / "b", json.dumps(header)))
 
 
 def test_a_header_without_task_options_is_read_as_none(tmp_path):
@@ -298,11 +310,12 @@ def test_a_header_without_task_options_is_read_as_none(tmp_path):
     assert load_checkpoint(rewritten(tmp_path / "b", json.dumps(header))).task_options == {}
 
 
-@pytest.mark.parametrize("extra", [{"surprise": 1}, {"state": {}}, {"training": {}}, {"self": 1}])
-def test_an_unknown_header_entry_is_refused(tmp_path, extra):
-    checkpoint().save(tmp_path / "a")
-    with pytest.raises(CheckpointError, match=next(iter(extra))):
-        load_checkpoint(rewritten(tmp_path / "b", json.dumps(header_of(tmp_path / "a") | extra)))
+def test_an_unknown_header_entry_is_refused(tmp_path, subtests):
+    for extra in [{"surprise": 1}, {"state": {}}, {"training": {}}, {"self": 1}]:
+        with subtests.test(extra=str(extra)):
+            checkpoint().save(tmp_path / "a")
+            with pytest.raises(CheckpointError, match=next(iter(extra))):
+                load_checkpoint(rewritten(tmp_path / "b", json.dumps(header_of(tmp_path / "a") | extra)))
 
 
 @settings(

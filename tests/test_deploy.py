@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import tyro
 import yaml
+
+from van.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -78,10 +79,11 @@ def variables(dockerfile: list[Instruction]) -> dict[str, str]:
 
 
 def parse_flags(arguments: list[str]) -> Any:
-    """Parse the flags of ``van serve``; invalid ones raise SystemExit."""
-    from van.cli.serve import ServeSettings
+    """Parse the flags of ``van serve``; invalid ones raise UsageError."""
+    from van.cli.arguments import parse
+    from van.cli.serve import COMMAND
 
-    return tyro.cli(ServeSettings, args=arguments, config=(tyro.conf.OmitArgPrefixes,), use_underscores=False)
+    return parse(COMMAND, arguments)
 
 
 def test_the_image_is_built_from_fixed_versions_and_locked_packages(dockerfile):
@@ -195,7 +197,7 @@ def test_the_key_file_is_mounted_where_the_flag_points(compose, kubernetes):
 
 @pytest.mark.parametrize("wrong", [["--prot", "8000"], ["--port", "many"], ["--api-key-file"]])
 def test_an_invalid_flag_is_detected(wrong):
-    with pytest.raises(SystemExit):
+    with pytest.raises(UsageError):
         parse_flags(["model.safetensors", *wrong])
 
 

@@ -44,17 +44,20 @@ def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
     return rotated[:, ::-1] if column_side in ("right", "bottom") else rotated
 
 
-@pytest.mark.parametrize("orientation", FIRST_ROW_AND_COLUMN)
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
-def test_every_exif_orientation_is_undone_to_the_pixel(kind, orientation):
-    upright = noise(5, 7)
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    options = {"lossless": True} if kind == "WEBP" else {}
-    file = encoded(Image.fromarray(np.ascontiguousarray(stored(upright, orientation))), kind, exif=exif, **options)
-    assert np.array_equal(pixels(file), upright)
-    if kind != "TIFF":  # Pillow rotates these itself, and they must not be rotated twice
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(file))), upright) == (orientation == 1)
+def test_every_exif_orientation_is_undone_to_the_pixel(subtests):
+    for kind in ["PNG", "TIFF", "WEBP"]:
+        for orientation in FIRST_ROW_AND_COLUMN:
+            with subtests.test(kind=str(kind), orientation=str(orientation)):
+                upright = noise(5, 7)
+                exif = Image.Exif()
+                exif[ORIENTATION] = orientation
+                options = {"lossless": True} if kind == "WEBP" else {}
+                file = encoded(
+                    Image.fromarray(np.ascontiguousarray(stored(upright, orientation))), kind, exif=exif, **options
+                )
+                assert np.array_equal(pixels(file), upright)
+                if kind != "TIFF":  # Pillow rotates these itself, and they must not be rotated twice
+                    assert np.array_equal(np.asarray(Image.open(io.BytesIO(file))), upright) == (orientation == 1)
 
 
 def test_a_jpeg_with_orientation_6_is_read_upright():
@@ -68,52 +71,51 @@ def test_a_jpeg_with_orientation_6_is_read_upright():
     assert actual[18:].max() < 5
 
 
-@pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_an_undefined_orientation_is_ignored(orientation):
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    scene = noise(3, 4)
-    assert np.array_equal(pixels(encoded(Image.fromarray(scene), "PNG", exif=exif)), scene)
+def test_an_undefined_orientation_is_ignored(subtests):
+    for orientation in [0, 9, 65535]:
+        with subtests.test(orientation=str(orientation)):
+            exif = Image.Exif()
+            exif[ORIENTATION] = orientation
+            scene = noise(3, 4)
+            assert np.array_equal(pixels(encoded(Image.fromarray(scene), "PNG", exif=exif)), scene)
 
 
-@pytest.mark.parametrize("damage", [b"MM\x00*\x00\x00", b"no exif at all", b"II*\x00\xff\xff\xff\x7f"])
-def test_damaged_exif_is_ignored(damage):
-    scene = noise(3, 4)
-    assert np.array_equal(pixels(encoded(Image.fromarray(scene), "PNG", exif=b"Exif\x00\x00" + damage)), scene)
+def test_damaged_exif_is_ignored(subtests):
+    for damage in [b"MM\x00*\x00\x00", b"no exif at all", b"II*\x00\xff\xff\xff\x7f"]:
+        with subtests.test(damage=str(damage)):
+            scene = noise(3, 4)
+            assert np.array_equal(pixels(encoded(Image.fromarray(scene), "PNG", exif=b"Exif\x00\x00" + damage)), scene)
 
 
-@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 100, "subsampling": 0}), ("TIFF", {})])
-def test_cmyk_becomes_the_printed_rgb_colors(kind, options):
+def test_cmyk_becomes_the_printed_rgb_colors(subtests):
     """No ink is white paper; JPEG stores inks inverted, with Adobe's marker, TIFF does not."""
-    inks = {(0, 0, 0, 0): (255, 255, 255), (0, 255, 255, 0): (255, 0, 0), (0, 0, 0, 255): (0, 0, 0)}
-    for ink, color in inks.items():
-        file = encoded(Image.new("CMYK", (16, 16), ink), kind, **options)
-        assert (b"Adobe" in file) == (kind == "JPEG")
-        assert np.abs(pixels(file).astype(int) - color).max() <= 3
+    for kind, options in [("JPEG", {"quality": 100, "subsampling": 0}), ("TIFF", {})]:
+        with subtests.test(kind=str(kind), options=str(options)):
+            inks = {(0, 0, 0, 0): (255, 255, 255), (0, 255, 255, 0): (255, 0, 0), (0, 0, 0, 255): (0, 0, 0)}
+            for ink, color in inks.items():
+                file = encoded(Image.new("CMYK", (16, 16), ink), kind, **options)
+                assert (b"Adobe" in file) == (kind == "JPEG")
+                assert np.abs(pixels(file).astype(int) - color).max() <= 3
 
 
 DEEP = np.arange(0, 65536, 131, dtype=np.uint16)[:500].reshape(20, 25)
 DEEP_IN_8_BITS = np.rint(DEEP / 257).astype(np.uint8)
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        pytest.param(encoded(Image.fromarray(DEEP), "PNG"), id="png16"),
-        pytest.param(encoded(Image.fromarray(DEEP), "TIFF"), id="tiff16-little-endian"),
-        pytest.param(
-            encoded(Image.frombytes("I;16B", (25, 20), DEEP.astype(">u2").tobytes()), "TIFF"), id="tiff16-big-endian"
-        ),
-        pytest.param(encoded(Image.fromarray(DEEP.astype(np.int32)), "TIFF"), id="tiff32-int"),
-        pytest.param(encoded(Image.fromarray(DEEP.astype(np.float32)), "TIFF"), id="tiff-float"),
-        pytest.param(b"P5 25 20 65535\n" + DEEP.astype(">u2").tobytes(), id="pgm16"),
-    ],
-)
-def test_16_bit_grays_are_scaled_and_not_clipped(file):
-    actual = pixels(file)
-    assert np.array_equal(actual, np.repeat(DEEP_IN_8_BITS[..., None], 3, axis=2))
-    plain = np.asarray(Image.open(io.BytesIO(file)).convert("L"))
-    assert not np.array_equal(plain, DEEP_IN_8_BITS)  # negative control: Pillow's own conversion clips
+def test_16_bit_grays_are_scaled_and_not_clipped(subtests):
+    for name, file in {
+        "png16": encoded(Image.fromarray(DEEP), "PNG"),
+        "tiff16-little-endian": encoded(Image.fromarray(DEEP), "TIFF"),
+        "tiff16-big-endian": encoded(Image.frombytes("I;16B", (25, 20), DEEP.astype(">u2").tobytes()), "TIFF"),
+        "tiff32-int": encoded(Image.fromarray(DEEP.astype(np.int32)), "TIFF"),
+        "tiff-float": encoded(Image.fromarray(DEEP.astype(np.float32)), "TIFF"),
+        "pgm16": b"P5 25 20 65535\n" + DEEP.astype(">u2").tobytes(),
+    }.items():
+        with subtests.test(name=name):
+            actual = pixels(file)
+            assert np.array_equal(actual, np.repeat(DEEP_IN_8_BITS[..., None], 3, axis=2))
+            plain = np.asarray(Image.open(io.BytesIO(file)).convert("L"))
+            assert not np.array_equal(plain, DEEP_IN_8_BITS)  # negative control: Pillow's own conversion clips
 
 
 def test_a_dark_16_bit_image_stays_dark():
@@ -123,10 +125,11 @@ def test_a_dark_16_bit_image_stays_dark():
     assert pixels(b"P5 4 4 65535\n" + dark.astype(">u2").tobytes()).max() == 1
 
 
-@pytest.mark.parametrize(("peak", "white"), [(1.0, 1.0), (255.0, 255.0), (65535.0, 65535.0), (1e9, 1e9)])
-def test_float_images_of_any_range_keep_their_grays(peak, white):
-    ramp = np.linspace(0, peak, 64, dtype=np.float32).reshape(8, 8)
-    assert np.array_equal(pixels(encoded(Image.fromarray(ramp), "TIFF"))[..., 0], np.rint(ramp / white * 255))
+def test_float_images_of_any_range_keep_their_grays(subtests):
+    for peak, white in [(1.0, 1.0), (255.0, 255.0), (65535.0, 65535.0), (1e9, 1e9)]:
+        with subtests.test(peak=str(peak), white=str(white)):
+            ramp = np.linspace(0, peak, 64, dtype=np.float32).reshape(8, 8)
+            assert np.array_equal(pixels(encoded(Image.fromarray(ramp), "TIFF"))[..., 0], np.rint(ramp / white * 255))
 
 
 def test_nonfinite_values_become_black_or_white():
@@ -149,22 +152,25 @@ def test_scaling_a_16_bit_image_makes_no_float64_copy(run_python):
     assert 32 <= int(run_python(code)) < 128
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
-def test_one_bit_images_become_black_and_white(kind):
-    board = (np.indices((9, 13)).sum(axis=0) % 2).astype(bool)
-    assert np.array_equal(pixels(encoded(Image.fromarray(board), kind))[..., 0], board * 255)
+def test_one_bit_images_become_black_and_white(subtests):
+    for kind in ["PNG", "TIFF", "BMP"]:
+        with subtests.test(kind=str(kind)):
+            board = (np.indices((9, 13)).sum(axis=0) % 2).astype(bool)
+            assert np.array_equal(pixels(encoded(Image.fromarray(board), kind))[..., 0], board * 255)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF", "PPM"])
-def test_gray_becomes_three_equal_channels(kind):
-    gray = noise(9, 13)[..., 0]
-    assert np.array_equal(pixels(encoded(Image.fromarray(gray), kind)), np.repeat(gray[..., None], 3, axis=2))
+def test_gray_becomes_three_equal_channels(subtests):
+    for kind in ["PNG", "TIFF", "BMP", "GIF", "PPM"]:
+        with subtests.test(kind=str(kind)):
+            gray = noise(9, 13)[..., 0]
+            assert np.array_equal(pixels(encoded(Image.fromarray(gray), kind)), np.repeat(gray[..., None], 3, axis=2))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "BMP"])
-def test_a_palette_becomes_its_colors(kind):
-    palette = Image.fromarray(noise(6, 6)).quantize(16)
-    assert np.array_equal(pixels(encoded(palette, kind)), np.asarray(palette.convert("RGB")))
+def test_a_palette_becomes_its_colors(subtests):
+    for kind in ["PNG", "GIF", "TIFF", "BMP"]:
+        with subtests.test(kind=str(kind)):
+            palette = Image.fromarray(noise(6, 6)).quantize(16)
+            assert np.array_equal(pixels(encoded(palette, kind)), np.asarray(palette.convert("RGB")))
 
 
 def on_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -172,13 +178,14 @@ def on_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return color * opacity + 255 * (1 - opacity)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
-def test_transparency_is_composited_on_white(kind):
-    rgba = noise(16, 16, 4)
-    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    actual = pixels(encoded(Image.fromarray(rgba), kind, **options))
-    assert np.abs(actual - on_white(rgba[..., :3].astype(float), rgba[..., 3])).max() <= 1
-    assert np.abs(actual - rgba[..., :3].astype(float)).max() > 100  # negative control: dropping alpha differs
+def test_transparency_is_composited_on_white(subtests):
+    for kind in ["PNG", "WEBP", "TIFF"]:
+        with subtests.test(kind=str(kind)):
+            rgba = noise(16, 16, 4)
+            options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+            actual = pixels(encoded(Image.fromarray(rgba), kind, **options))
+            assert np.abs(actual - on_white(rgba[..., :3].astype(float), rgba[..., 3])).max() <= 1
+            assert np.abs(actual - rgba[..., :3].astype(float)).max() > 100  # negative control: dropping alpha differs
 
 
 def test_gray_with_alpha_is_composited_on_white():
@@ -187,32 +194,32 @@ def test_gray_with_alpha_is_composited_on_white():
     assert np.abs(actual - on_white(gray_alpha[..., [0, 0, 0]].astype(float), gray_alpha[..., 1])).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("image", "transparent"),
-    [
-        pytest.param(Image.new("RGB", (2, 2), (10, 20, 30)), (10, 20, 30), id="rgb"),
-        pytest.param(Image.new("L", (2, 2), 7), 7, id="gray"),
-        pytest.param(Image.new("1", (2, 2), 0), 0, id="one-bit"),
-        pytest.param(Image.new("P", (2, 2), 0), 0, id="palette"),
-        pytest.param(Image.new("P", (2, 2), 0), b"\x00\xff", id="palette-with-alphas"),
-    ],
-)
-def test_the_transparent_color_of_a_png_becomes_white(image, transparent):
-    assert pixels(encoded(image, "PNG", transparency=transparent)).min() == 255
-    assert pixels(encoded(image, "PNG")).max() < 255
+def test_the_transparent_color_of_a_png_becomes_white(subtests):
+    for image, transparent in [
+        (Image.new("RGB", (2, 2), (10, 20, 30)), (10, 20, 30)),
+        (Image.new("L", (2, 2), 7), 7),
+        (Image.new("1", (2, 2), 0), 0),
+        (Image.new("P", (2, 2), 0), 0),
+        (Image.new("P", (2, 2), 0), b"\x00\xff"),
+    ]:
+        with subtests.test(image=str(image), transparent=str(transparent)):
+            assert pixels(encoded(image, "PNG", transparency=transparent)).min() == 255
+            assert pixels(encoded(image, "PNG")).max() < 255
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF", "TIFF"])
-def test_an_animation_gives_its_first_frame(kind):
-    red, blue = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
-    file = encoded(red, kind, save_all=True, append_images=[blue])
-    assert Image.open(io.BytesIO(file)).n_frames == 2
-    assert np.abs(pixels(file).astype(int) - (255, 0, 0)).max() <= 4
+def test_an_animation_gives_its_first_frame(subtests):
+    for kind in ["GIF", "WEBP", "PNG", "AVIF", "TIFF"]:
+        with subtests.test(kind=str(kind)):
+            red, blue = (Image.new("RGB", (16, 16), color) for color in ("red", "blue"))
+            file = encoded(red, kind, save_all=True, append_images=[blue])
+            assert Image.open(io.BytesIO(file)).n_frames == 2
+            assert np.abs(pixels(file).astype(int) - (255, 0, 0)).max() <= 4
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"])
-def test_an_image_of_one_pixel_is_read(kind):
-    assert np.abs(pixels(encoded(Image.new("RGB", (1, 1), (200, 200, 200)), kind)).astype(int) - 200).max() <= 3
+def test_an_image_of_one_pixel_is_read(subtests):
+    for kind in ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"]:
+        with subtests.test(kind=str(kind)):
+            assert np.abs(pixels(encoded(Image.new("RGB", (1, 1), (200, 200, 200)), kind)).astype(int) - 200).max() <= 3
 
 
 def test_lab_colors_become_rgb():

@@ -13,11 +13,12 @@ from PIL import Image
 
 from datasets.synthetic import COLORS, make_image, write_checkpoint, write_classes
 from parity import filled_b0
-from van import CenterCropPreprocess, Checkpoint, Predictor
-from van.checkpoint import load_checkpoint
+from van.checkpoint import Checkpoint, load_checkpoint
 from van.errors import CheckpointError, HubError, ImageError, UsageError
 from van.images import expand_images
-from van.models.load import load
+from van.model import Model
+from van.predict import Predictor
+from van.preprocess import CenterCropPreprocess
 from van.tasks.base import ImageMeta
 
 LABELS = tuple(COLORS)
@@ -30,7 +31,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def predictor(checkpoint) -> Predictor:
-    return Predictor.load(checkpoint, device="cpu")
+    return Predictor(Model.load(checkpoint), device="cpu")
 
 
 @pytest.fixture
@@ -97,11 +98,12 @@ def test_paths_bytes_and_images_give_the_same_prediction(predictor, images):
         assert_same(predictor(one), predictions[0])
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "I;16"])
-def test_images_of_every_mode_are_predicted(predictor, mode):
-    made = make_image(COLORS["red"], 0)
-    made = made.convert("L").convert("I").convert("I;16") if mode == "I;16" else made.convert(mode)
-    assert sum(predictor(made).scores) == pytest.approx(1, abs=1e-5)
+def test_images_of_every_mode_are_predicted(subtests, predictor):
+    for mode in ["L", "P", "RGBA", "CMYK", "1", "I;16"]:
+        with subtests.test(mode=str(mode)):
+            made = make_image(COLORS["red"], 0)
+            made = made.convert("L").convert("I").convert("I;16") if mode == "I;16" else made.convert(mode)
+            assert sum(predictor(made).scores) == pytest.approx(1, abs=1e-5)
 
 
 def test_several_images_may_come_from_any_iterable(predictor, images):
@@ -112,19 +114,47 @@ def test_several_images_may_come_from_any_iterable(predictor, images):
         assert predictor(empty) == []
 
 
-@pytest.mark.parametrize(
-    ("value", "fact"),
-    [
-        (np.zeros((8, 8, 3), np.uint8), "image 0: .*ndarray"),
-        ([torch.zeros(3, 8, 8)], "image 0: .*Tensor"),
+def test_files_arrays_and_tensors_give_the_prediction_of_their_image(subtests, predictor, images):
+    image = Image.open(images[4]).convert("RGB")
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    with images[4].open("rb") as file:
+        inputs = {
+            "file": file,
+            "BytesIO": io.BytesIO(images[4].read_bytes()),
+            "array": array,
+            "array with other strides": np.ascontiguousarray(array[..., ::-1])[..., ::-1],
+            "tensor": tensor,
+            "float tensor": tensor / 255,
+            "half tensor with a gradient": (tensor / 255).half().requires_grad_(),
+        }
+        for name, value in inputs.items():
+            with subtests.test(name):
+                assert predictor(value).scores == predictor(image).scores
+    flipped = predictor(array[..., ::-1])  # BGR
+    assert flipped.scores != predictor(image).scores
+
+
+def test_inputs_that_are_no_images_are_named(subtests, predictor):
+    rows = np.zeros((8, 9, 3), np.uint8)
+    for value, fact in [
+        (rows[..., 0], r"\(H, W, 3\).*uint8 \(8, 9\)"),
+        (rows[None], r"\(H, W, 3\).*uint8 \(1, 8, 9, 3\).*list"),
+        (rows.transpose(2, 0, 1), r"\(H, W, 3\).*uint8 \(3, 8, 9\)"),
+        (rows / 255, r"uint8, got float64 \(8, 9, 3\)"),
+        (rows[:0], r"got uint8 \(0, 9, 3\)"),
+        ([torch.zeros(8, 9, 3)], r"image 0: .*\(3, H, W\).*\(8, 9, 3\)"),
+        (torch.zeros(1, 3, 8, 9), r"\(3, H, W\).*\(1, 3, 8, 9\)"),
+        (torch.full((3, 8, 9), 1.5), "from 0 to 1, got .*1.5 to 1.5"),
+        (torch.full((3, 8, 9), float("nan")), "from 0 to 1, got .*nan"),
+        (torch.zeros(3, 8, 9, dtype=torch.int64), "uint8.*int64"),
+        (io.StringIO("text"), "image 0: .*binary mode"),
         ([None], "image 0: .*NoneType"),
         (3, "images: .*int"),
         (bytearray(b"abc"), "images: .*bytearray"),
-    ],
-)
-def test_inputs_that_are_no_images_are_named(predictor, value, fact):
-    with pytest.raises(UsageError, match=fact):
-        predictor(value)
+    ]:
+        with subtests.test(fact), pytest.raises(UsageError, match=fact):
+            predictor(value)
 
 
 def test_an_unreadable_image_is_an_error_with_its_name(predictor, images, tmp_path):
@@ -135,18 +165,22 @@ def test_an_unreadable_image_is_an_error_with_its_name(predictor, images, tmp_pa
         predictor([images[0], b""])
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 50])
-def test_a_stream_continues_after_unreadable_files_and_keeps_the_order(predictor, images, tmp_path, batch_size):
-    (tmp_path / "text.png").write_text("no image")
-    bad = [tmp_path / "text.png", tmp_path / "missing.png", tmp_path]
-    listed = [bad[0], *images[:3], bad[1], bad[2], *images[3:], bad[0]]
-    predictions = list(predictor.stream(listed, batch_size=batch_size))
-    assert [prediction.name for prediction in predictions] == [str(path) for path in listed]
-    assert [isinstance(prediction, ImageError) for prediction in predictions] == [path in bad for path in listed]
-    for prediction, expected in zip(
-        [p for p in predictions if not isinstance(p, ImageError)], predictor(images), strict=True
-    ):
-        assert_same(prediction, expected)
+def test_a_stream_continues_after_unreadable_files_and_keeps_the_order(subtests, predictor, images, tmp_path_factory):
+    for batch_size in [1, 2, 4, 50]:
+        with subtests.test(batch_size=str(batch_size)):
+            tmp_path = tmp_path_factory.mktemp("case")
+            (tmp_path / "text.png").write_text("no image")
+            bad = [tmp_path / "text.png", tmp_path / "missing.png", tmp_path]
+            listed = [bad[0], *images[:3], bad[1], bad[2], *images[3:], bad[0]]
+            predictions = list(predictor.stream(listed, batch_size=batch_size))
+            assert [prediction.name for prediction in predictions] == [str(path) for path in listed]
+            assert [isinstance(prediction, ImageError) for prediction in predictions] == [
+                path in bad for path in listed
+            ]
+            for prediction, expected in zip(
+                [p for p in predictions if not isinstance(p, ImageError)], predictor(images), strict=True
+            ):
+                assert_same(prediction, expected)
 
 
 def test_a_stream_of_only_unreadable_files_yields_only_errors(predictor, tmp_path):
@@ -184,10 +218,10 @@ def test_a_batch_size_of_zero_is_rejected_at_once(predictor, images):
 
 
 def test_predicting_does_not_modify_the_network(predictor, images):
-    before = {name: tensor.clone() for name, tensor in predictor.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in predictor.model.network.state_dict().items()}
     predictor(images)
-    assert not predictor.model.training
-    assert all(tensor.equal(before[name]) for name, tensor in predictor.model.state_dict().items())
+    assert not predictor.model.network.training
+    assert all(tensor.equal(before[name]) for name, tensor in predictor.model.network.state_dict().items())
 
 
 def test_files_folders_and_patterns_expand_in_the_order_given(tmp_path, monkeypatch):
@@ -218,12 +252,12 @@ def test_a_folder_or_pattern_without_images_is_named(tmp_path, monkeypatch, argu
 
 def test_an_unknown_name_is_an_error_that_lists_the_models(tmp_path):
     with pytest.raises(UsageError, match=r"van_b0, van_b1.*van_b9"):
-        Predictor.load("van_b9")
+        Predictor(Model.load("van_b9"))
     for path in (tmp_path / "missing.safetensors", "runs/missing", tmp_path / "missing"):
         with pytest.raises(CheckpointError, match="missing"):
-            Predictor.load(path)
+            Predictor(Model.load(path))
     with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))):
-        Predictor.load(tmp_path)
+        Predictor(Model.load(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["van_b0", "van_b4", "resnet18", "resnet18.a1_in1k"])
@@ -232,18 +266,18 @@ def test_unavailable_public_weights_are_a_hub_error_with_the_name(name, tmp_path
     monkeypatch.chdir(tmp_path)
     Path(name).mkdir()
     with pytest.raises(HubError, match=name) as caught:
-        Predictor.load(name)
+        Predictor(Model.load(name))
     assert "\n" not in str(caught.value)
 
 
 def test_the_released_file_predicts_with_its_classes_and_preprocessing(tmp_path):
     path = tmp_path / "van_tiny_754.pth.tar"
     torch.save({"state_dict": filled_b0()}, path)
-    predictor = Predictor.load(path, device="cpu")
+    predictor = Predictor(Model.load(path), device="cpu")
     assert predictor.preprocess == CenterCropPreprocess()
     assert len(predictor.class_names) == 1000
     assert predictor.class_names[0].startswith("tench")
-    assert any("van_b0" in note and "commercial use" in note for note in predictor.notes)
+    assert any("van_b0" in note and "commercial use" in note for note in predictor.model.notes)
     prediction = predictor(make_image(COLORS["red"], 1, (300, 260)))
     model = timm.create_model("van_b0").eval()
     model.load_state_dict(filled_b0())
@@ -268,16 +302,16 @@ def test_another_timm_network_works_end_to_end(tmp_path):
     torch.manual_seed(0)
     model = timm.create_model("resnet18", num_classes=2).eval()
     path = save_timm_model(tmp_path / "resnet.safetensors", model, "resnet18", ("cold", "warm"))
-    predictor = Predictor.load(path, device="cpu")
+    predictor = Predictor(Model.load(path), device="cpu")
     made = make_image(COLORS["green"], 2)
     with torch.no_grad():
         expected = model(predictor.preprocess(made)[None]).softmax(1)[0]
     np.testing.assert_allclose(predictor(made).scores, expected.numpy(), rtol=0, atol=1e-5)
-    other = load(path, num_classes=5)
-    assert other.model.fc.weight.shape[0] == 5
+    other = Model.load(path, num_classes=5)
+    assert other.network.fc.weight.shape[0] == 5
     assert other.class_names == tuple(f"class {n}" for n in range(5))
     assert any("2 classes" in note and "5" in note for note in other.notes)
-    body = {name: tensor for name, tensor in other.model.state_dict().items() if not name.startswith("fc.")}
+    body = {name: tensor for name, tensor in other.network.state_dict().items() if not name.startswith("fc.")}
     assert all(tensor.equal(model.state_dict()[name]) for name, tensor in body.items())
 
 
@@ -285,37 +319,37 @@ def test_networks_that_cannot_predict_are_rejected_with_the_reason(tmp_path, che
     backbone = timm.create_model("van_b0", num_classes=0)
     path = save_timm_model(tmp_path / "backbone.safetensors", backbone, "van_b0", ())
     with pytest.raises(UsageError, match="van_b0"):
-        Predictor.load(path)
+        Predictor(Model.load(path))
     gray = timm.create_model("resnet18", num_classes=2, in_chans=1)
     options = {"model_options": {"in_chans": 1}}
     path = save_timm_model(tmp_path / "gray.safetensors", gray, "resnet18", ("a", "b"), **options)
     with pytest.raises(UsageError, match=r"resnet18.*1"):
-        Predictor.load(path)
+        Predictor(Model.load(path))
     stored = load_checkpoint(checkpoint)
     Checkpoint(
         task="detect", model="van_b0", class_names=LABELS, preprocess=stored.preprocess, state=stored.state
     ).save(tmp_path / "boxes.safetensors")
-    with pytest.raises(UsageError, match=r"van_b0.*retinanet, fcos"):
-        Predictor.load(tmp_path / "boxes.safetensors")
+    with pytest.raises(UsageError, match=r"van_b0.*fcos, retinanet"):
+        Predictor(Model.load(tmp_path / "boxes.safetensors"))
 
 
 def test_a_checkpoint_of_a_model_that_is_not_installed_is_named(tmp_path):
     model = timm.create_model("van_b0", num_classes=2)
     path = save_timm_model(tmp_path / "odd.safetensors", model, "my_own_network", ("a", "b"))
     with pytest.raises(CheckpointError, match=r"odd\.safetensors.*my_own_network"):
-        Predictor.load(path)
+        Predictor(Model.load(path))
     path = save_timm_model(tmp_path / "options.safetensors", model, "van_b0", ("a", "b"), model_options={"wings": 2})
     with pytest.raises(CheckpointError, match=r"options\.safetensors.*van_b0.*wings"):
-        Predictor.load(path)
+        Predictor(Model.load(path))
 
 
-@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:99"])
-def test_an_unavailable_device_is_a_usage_error(checkpoint, device):
-    with pytest.raises(UsageError, match=device):
-        Predictor.load(checkpoint, device=device)
+def test_an_unavailable_device_is_a_usage_error(subtests, checkpoint):
+    for device in ["gpu", "meta", "cuda:99"]:
+        with subtests.test(device=str(device)), pytest.raises(UsageError, match=device):
+            Predictor(Model.load(checkpoint), device=device)
 
 
 def test_the_device_defaults_to_the_gpu_if_available(checkpoint):
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     for device in (None, "auto", torch.device(expected)):
-        assert Predictor.load(checkpoint, device=device).device.type == expected
+        assert Predictor(Model.load(checkpoint), device=device).device.type == expected

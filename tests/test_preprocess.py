@@ -57,33 +57,31 @@ def timm_transform(rule: CenterCropPreprocess):
     )
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def test_default_preprocess_equals_timm_to_the_bit(tmp_path, size, suffix):
-    path = tmp_path / f"image.{suffix}"
-    noisy_gradient(*size).save(path)
-    theirs = timm_transform(CenterCropPreprocess())(Image.open(path).convert("RGB"))
-    ours = CenterCropPreprocess()(read_image(path))
-    assert ours.shape == (3, 224, 224)
-    assert ours.dtype == torch.float32
-    assert torch.equal(ours, theirs)
+def test_default_preprocess_equals_timm_to_the_bit(tmp_path, subtests):
+    for size in SIZES:
+        for suffix in ["png", "jpg"]:
+            with subtests.test(size=str(size), suffix=str(suffix)):
+                path = tmp_path / f"image.{suffix}"
+                noisy_gradient(*size).save(path)
+                theirs = timm_transform(CenterCropPreprocess())(Image.open(path).convert("RGB"))
+                ours = CenterCropPreprocess()(read_image(path))
+                assert ours.shape == (3, 224, 224)
+                assert ours.dtype == torch.float32
+                assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        CenterCropPreprocess(mean=IMAGENET_MEAN, std=IMAGENET_STD),
-        CenterCropPreprocess(image_size=64, crop_fraction=1.0, interpolation="bilinear"),
-        CenterCropPreprocess(image_size=97, crop_fraction=0.875, interpolation="lanczos"),
-        CenterCropPreprocess(image_size=33, crop_fraction=0.5, interpolation="nearest"),
-        CenterCropPreprocess(image_size=1),
-    ],
-    ids=lambda rule: f"{rule.interpolation}-{rule.image_size}",
-)
-@pytest.mark.parametrize("size", [(199, 301), (301, 52)], ids=["portrait", "landscape"])
-def test_every_setting_has_the_same_effect_as_in_timm(rule, size):
-    image = noisy_gradient(*size)
-    assert torch.equal(rule(image), timm_transform(rule)(image))
+def test_every_setting_has_the_same_effect_as_in_timm(subtests):
+    for size in [(199, 301), (301, 52)]:
+        for rule in [
+            CenterCropPreprocess(mean=IMAGENET_MEAN, std=IMAGENET_STD),
+            CenterCropPreprocess(image_size=64, crop_fraction=1.0, interpolation="bilinear"),
+            CenterCropPreprocess(image_size=97, crop_fraction=0.875, interpolation="lanczos"),
+            CenterCropPreprocess(image_size=33, crop_fraction=0.5, interpolation="nearest"),
+            CenterCropPreprocess(image_size=1),
+        ]:
+            with subtests.test(size=str(size), rule=str(rule)):
+                image = noisy_gradient(*size)
+                assert torch.equal(rule(image), timm_transform(rule)(image))
 
 
 def resize_without_crop(image: Image.Image) -> torch.Tensor:
@@ -106,27 +104,27 @@ def without_crop_margin(image: Image.Image) -> torch.Tensor:
     return to_tensor(CenterCropPreprocess(crop_fraction=1.0).crop(image))
 
 
-@pytest.mark.parametrize(
-    "wrong_resize",
-    [resize_without_crop, bilinear, without_antialiasing, without_crop_margin],
-    ids=lambda f: f.__name__,
-)
-@pytest.mark.parametrize("size", [(640, 427), (427, 641)], ids=["landscape", "portrait"])
-def test_common_wrong_resizes_differ_from_the_correct_one(wrong_resize, size):
+def test_common_wrong_resizes_differ_from_the_correct_one(subtests):
     """Negative control: the comparison above allows no difference; these differ by far more than rounding."""
-    image = noisy_gradient(*size)
-    difference = (CenterCropPreprocess().normalize(wrong_resize(image)) - CenterCropPreprocess()(image)).abs()
-    assert difference.max() > 0.05
-    assert difference.mean() > 0.005
+    for size in [(640, 427), (427, 641)]:
+        for wrong_resize in [resize_without_crop, bilinear, without_antialiasing, without_crop_margin]:
+            with subtests.test(size=str(size), wrong_resize=str(wrong_resize)):
+                image = noisy_gradient(*size)
+                difference = (
+                    CenterCropPreprocess().normalize(wrong_resize(image)) - CenterCropPreprocess()(image)
+                ).abs()
+                assert difference.max() > 0.05
+                assert difference.mean() > 0.005
 
 
-@pytest.mark.parametrize("size", [(400, 20), (20, 400), (37, 1013)], ids=lambda size: f"{size[0]}x{size[1]}")
-def test_cropping_a_very_long_image_before_the_resize_changes_the_tensor_by_less_than_a_tenth(size):
+def test_cropping_a_very_long_image_before_the_resize_changes_the_tensor_by_less_than_a_tenth(subtests):
     """Beyond an aspect ratio of 16 the ends are cropped before the resize; timm resizes the whole image."""
-    image = noisy_gradient(*size)
-    assert (CenterCropPreprocess()(image) - timm_transform(CenterCropPreprocess())(image)).abs().max() < 0.1
-    mirrored = image.rotate(180)
-    assert (CenterCropPreprocess()(image) - timm_transform(CenterCropPreprocess())(mirrored)).abs().max() > 0.5
+    for size in [(400, 20), (20, 400), (37, 1013)]:
+        with subtests.test(size=str(size)):
+            image = noisy_gradient(*size)
+            assert (CenterCropPreprocess()(image) - timm_transform(CenterCropPreprocess())(image)).abs().max() < 0.1
+            mirrored = image.rotate(180)
+            assert (CenterCropPreprocess()(image) - timm_transform(CenterCropPreprocess())(mirrored)).abs().max() > 0.5
 
 
 def test_preprocessing_a_line_of_pixels_needs_less_than_100_mb(run_python):
@@ -143,10 +141,11 @@ def test_preprocessing_a_line_of_pixels_needs_less_than_100_mb(run_python):
     assert int(run_python(code, OMP_NUM_THREADS="1")) < 100
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "I;16"])
-def test_images_of_any_mode_are_accepted(mode):
-    tensor = CenterCropPreprocess(image_size=32)(Image.new(mode, (40, 50)))
-    assert tensor.shape == (3, 32, 32)
+def test_images_of_any_mode_are_accepted(subtests):
+    for mode in ["L", "LA", "RGBA", "P", "1", "CMYK", "I;16"]:
+        with subtests.test(mode=str(mode)):
+            tensor = CenterCropPreprocess(image_size=32)(Image.new(mode, (40, 50)))
+            assert tensor.shape == (3, 32, 32)
 
 
 def test_center_crop_refuses_an_image_without_pixels():
@@ -189,30 +188,47 @@ def test_center_crop_round_trips_through_json(rule):
     assert hash(restored) == hash(rule)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("image_size", 0), ("image_size", -3), ("image_size", 224.0), ("image_size", "224"), ("image_size", None),
-        ("crop_fraction", 0), ("crop_fraction", 1.01), ("crop_fraction", math.nan), ("crop_fraction", "0.9"),
-        ("interpolation", "cubic"), ("interpolation", None), ("interpolation", ["bicubic"]),
-        ("mean", (0.5,)), ("mean", (0.5, 0.5, math.inf)), ("mean", 0.5), ("mean", "abc"), ("mean", None),
-        ("std", (0.5, 0.5)), ("std", (0.5, 0.5, 0.0)), ("std", (1, 1, -1)), ("std", (math.nan, 1, 1)),
-    ],
-)  # fmt: skip
-def test_an_invalid_center_crop_field_is_named(name, value):
-    with pytest.raises(ShapeError, match=f"^{name}: "):
-        CenterCropPreprocess(**{name: value})
-    with pytest.raises(ShapeError, match=f"^{name}: "):
-        CenterCropPreprocess.from_dict({**CenterCropPreprocess().to_dict(), name: value})
+def test_an_invalid_center_crop_field_is_named(subtests):
+    for name, value in [
+        ("image_size", 0),
+        ("image_size", -3),
+        ("image_size", 224.0),
+        ("image_size", "224"),
+        ("image_size", None),
+        ("crop_fraction", 0),
+        ("crop_fraction", 1.01),
+        ("crop_fraction", math.nan),
+        ("crop_fraction", "0.9"),
+        ("interpolation", "cubic"),
+        ("interpolation", None),
+        ("interpolation", ["bicubic"]),
+        ("mean", (0.5,)),
+        ("mean", (0.5, 0.5, math.inf)),
+        ("mean", 0.5),
+        ("mean", "abc"),
+        ("mean", None),
+        ("std", (0.5, 0.5)),
+        ("std", (0.5, 0.5, 0.0)),
+        ("std", (1, 1, -1)),
+        ("std", (math.nan, 1, 1)),
+    ]:
+        with subtests.test(name=str(name), value=str(value)):
+            with pytest.raises(ShapeError, match=f"^{name}: "):
+                CenterCropPreprocess(**{name: value})
+            with pytest.raises(ShapeError, match=f"^{name}: "):
+                CenterCropPreprocess.from_dict({**CenterCropPreprocess().to_dict(), name: value})
 
 
-@pytest.mark.parametrize("change", [{"sizepx": 224}, {"image_size": None}])
-def test_from_dict_refuses_unknown_and_missing_fields(change):
-    values = CenterCropPreprocess().to_dict() | change
-    if change == {"image_size": None}:
-        del values["image_size"]
-    with pytest.raises(ShapeError, match=r"preprocess: .*interpolation, mean, std, image_size, crop_fraction, got "):
-        CenterCropPreprocess.from_dict(values)
+def test_from_dict_refuses_unknown_and_missing_fields(subtests):
+    for change in [{"sizepx": 224}, {"image_size": None}]:
+        with subtests.test(change=str(change)):
+            values = CenterCropPreprocess().to_dict() | change
+            if change == {"image_size": None}:
+                del values["image_size"]
+            with pytest.raises(
+                ShapeError, match=r"preprocess: .*interpolation, mean, std, image_size, crop_fraction, got "
+            ):
+                CenterCropPreprocess.from_dict(values)
 
 
 def test_a_preprocess_is_immutable():
@@ -233,18 +249,15 @@ def test_from_timm_reads_a_pretrained_cfg():
     assert CenterCropPreprocess.from_timm(TIMM) == expected
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_from_timm_refuses_a_config_that_is_no_center_crop_of_an_rgb_image(subtests):
+    for change, message in [
         ({"input_size": (3, 224, 256)}, "input_size"),
         ({"input_size": (1, 28, 28)}, "input_size"),
         ({"crop_mode": "squash"}, "crop_mode.*'squash'"),
         ({"interpolation": "random"}, "interpolation.*'random'"),
-    ],
-)
-def test_from_timm_refuses_a_config_that_is_no_center_crop_of_an_rgb_image(change, message):
-    with pytest.raises(ShapeError, match=message):
-        CenterCropPreprocess.from_timm(TIMM | change)
+    ]:
+        with subtests.test(change=str(change), message=str(message)), pytest.raises(ShapeError, match=message):
+            CenterCropPreprocess.from_timm(TIMM | change)
 
 
 def test_from_timm_names_the_missing_entries():
@@ -262,13 +275,12 @@ def test_resized_size_reaches_min_size_or_max_size_and_exceeds_neither(rows, col
     assert all(abs(got - max(1, side * exact)) <= 0.5 for got, side in zip(resized, (rows, columns), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("size", "resized"), [((1, 1), (800, 800)), ((10_000, 100), (1333, 13)), ((480, 640), (800, 1067))]
-)
-def test_resized_size_is_the_size_of_the_tensor(size, resized):
-    rule = ResizePreprocess()
-    assert rule.resized_size(size) == resized
-    assert rule(Image.new("RGB", size[::-1], "white")).shape == (3, *resized)
+def test_resized_size_is_the_size_of_the_tensor(subtests):
+    for size, resized in [((1, 1), (800, 800)), ((10_000, 100), (1333, 13)), ((480, 640), (800, 1067))]:
+        with subtests.test(size=str(size), resized=str(resized)):
+            rule = ResizePreprocess()
+            assert rule.resized_size(size) == resized
+            assert rule(Image.new("RGB", size[::-1], "white")).shape == (3, *resized)
 
 
 def test_resize_preprocess_resizes_then_scales_then_normalizes():
@@ -279,17 +291,19 @@ def test_resize_preprocess_resizes_then_scales_then_normalizes():
     np.testing.assert_allclose(rule(image).numpy(), expected.transpose(2, 0, 1), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "rule", [CenterCropPreprocess(image_size=96), ResizePreprocess(min_size=512, max_size=2048, mean=(0.4, 0.5, 0.6))]
-)
-def test_read_preprocess_restores_either_kind(rule):
-    assert read_preprocess(json.loads(json.dumps(rule.to_dict()))) == rule
+def test_read_preprocess_restores_either_kind(subtests):
+    for rule in [
+        CenterCropPreprocess(image_size=96),
+        ResizePreprocess(min_size=512, max_size=2048, mean=(0.4, 0.5, 0.6)),
+    ]:
+        with subtests.test(rule=str(rule)):
+            assert read_preprocess(json.loads(json.dumps(rule.to_dict()))) == rule
 
 
-@pytest.mark.parametrize(("name", "value"), [("min_size", 0), ("max_size", 12.5), ("max_size", 100), ("mean", (1, 2))])
-def test_an_invalid_resize_field_is_named(name, value):
-    with pytest.raises(ShapeError, match=f"^{name}: "):
-        ResizePreprocess(**{name: value})
+def test_an_invalid_resize_field_is_named(subtests):
+    for name, value in [("min_size", 0), ("max_size", 12.5), ("max_size", 100), ("mean", (1, 2))]:
+        with subtests.test(name=str(name), value=str(value)), pytest.raises(ShapeError, match=f"^{name}: "):
+            ResizePreprocess(**{name: value})
 
 
 def test_resized_size_refuses_an_image_without_pixels():

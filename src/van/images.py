@@ -16,20 +16,25 @@ import logging
 import os
 import re
 import struct
+import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard, Union, cast
 
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from van.errors import ImageError, UsageError
 
-ImageInput = str | Path | bytes | Image.Image
-"""An image as callers give it: a path, the bytes of a file, or a Pillow image."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ImageInput = Union[str, Path, bytes, io.IOBase, Image.Image, np.ndarray, "Tensor"]
+"""An image as callers give it: a path, the bytes of a file, an open file, a Pillow image, an array (H, W, 3) of uint8
+RGB (OpenCV's are BGR: reverse the last axis), or a tensor (3, H, W) of uint8 RGB or of floats from 0 to 1."""
 
 Box = tuple[float, float, float, float]
 """A box in an image: left, top, right, bottom in pixels from the upper left corner."""
@@ -66,13 +71,16 @@ _JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 _TILE_SIDES, _TIFF_INTEGERS = (322, 323), (3, 4)
 
 
-def read_image(source: Path | str | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(
+    source: Path | str | bytes, *, name: str | None = None, max_pixels: int = MAX_PIXELS, untrusted: bool = False
+) -> Image.Image:
     """Read one image as upright RGB.
 
     Args:
         source: a path, or the bytes of a file.
         name: the image's name in error messages; the path if None.
         max_pixels: refuse larger images without decoding them; at most ``MAX_PIXELS``.
+        untrusted: also refuse files that are small and take seconds of CPU time; for images that strangers send.
 
     Raises:
         ImageError: the file is missing, truncated, not an image, or too large.
@@ -83,7 +91,7 @@ def read_image(source: Path | str | bytes, *, name: str | None = None, max_pixel
             width, height = file.size
             if width * height > max_pixels:
                 raise ImageError(shown, _too_large_message(f"{width * height:,} ({width}x{height})", max_pixels))
-            if reason := decompression_bomb_reason(file):
+            if reason := decompression_bomb_reason(file, untrusted=untrusted):
                 raise ImageError(shown, reason)
             with _AVIF_LOCK if file.format == "AVIF" else contextlib.nullcontext():
                 file.load()
@@ -94,24 +102,66 @@ def read_image(source: Path | str | bytes, *, name: str | None = None, max_pixel
         raise ImageError(shown, _error_reason(error, source, max_pixels)) from error
 
 
-def open_images(images: Iterable[ImageInput]) -> list[tuple[str, Image.Image]]:
+def is_one_image(images: object) -> TypeGuard[ImageInput]:
+    """Return whether ``images`` is one ``ImageInput``, not several."""
+    return isinstance(images, str | Path | bytes | io.IOBase | Image.Image | np.ndarray) or _is_tensor(images)
+
+
+def open_image(image: ImageInput, name: str | None = None) -> Image.Image:
+    """Open an image of any accepted type as upright RGB.
+
+    Raises:
+        ImageError: it cannot be read; the error has ``name``, or the path.
+        UsageError: it has another type, or an array or a tensor has another shape, type or range.
+    """
+    shown = name or "image"
+    if isinstance(image, str | Path | bytes):
+        return read_image(image, name=name)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, io.IOBase):
+        content = image.read()
+        if not isinstance(content, bytes):
+            raise UsageError(f"{shown}: expected a file that was opened in binary mode ('rb'), got a text file")
+        return read_image(content, name=name or getattr(image, "name", None))
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(_check_array(image, f"{shown}: expected an RGB array (H, W, 3) of uint8", axis=2))
+    if not _is_tensor(image):
+        raise UsageError(
+            f"{shown}: expected a path, the bytes of a file, an open file, a PIL image, an array or a tensor, "
+            f"got {type(image).__name__}"
+        )
+    expected = f"{shown}: expected an RGB tensor (3, H, W) of uint8, or of floats from 0 to 1"
+    values = image.detach().cpu()
+    if values.is_floating_point():
+        values = values.float()
+        if values.numel() and not (values.min() >= 0 and values.max() <= 1):
+            raise UsageError(
+                f"{expected}, got values from {values.min():.3g} to {values.max():.3g}; do not normalize it"
+            )
+        values = values.mul(255).round().byte()
+    return Image.fromarray(_check_array(values.numpy(), expected, axis=0).transpose(1, 2, 0).copy())
+
+
+def open_images(images: Iterable[ImageInput] | ImageInput) -> list[tuple[str, Image.Image]]:
     """Open several images as upright RGB, each with its name: its path, or "image" and its index.
 
     Raises:
         ImageError: one of them cannot be read.
-        UsageError: one of them has another type, such as an array.
+        UsageError: one of them has another type.
     """
-    if isinstance(images, bytearray | memoryview) or not isinstance(images, Iterable):
-        raise UsageError(_wrong_type_message("images", images))
-    named = [(str(p) if isinstance(p, str | Path) else f"image {index}", p) for index, p in enumerate(images)]
-    return [(name, _open_image(image, name)) for name, image in named]
+    return [(name, open_image(image, name)) for name, image in _named(images)]
 
 
-def read_chunks(paths: Iterable[Path | str], size: int) -> Iterator[list[tuple[str, Image.Image | ImageError]]]:
-    """Yield files in chunks of at most ``size``, in order: the name of each with its image, or with its error."""
-    remaining = iter(paths)
+def read_chunks(images: Iterable[ImageInput], size: int) -> Iterator[list[tuple[str, Image.Image | ImageError]]]:
+    """Yield images in chunks of at most ``size``, in order: the name of each with the image, or with its error.
+
+    Raises:
+        UsageError: one of them has another type.
+    """
+    remaining = _named(images)
     while chunk := list(itertools.islice(remaining, size)):
-        yield [(str(path), _read_or_error(path)) for path in chunk]
+        yield [(name, _open_or_error(image, name)) for name, image in chunk]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -139,7 +189,7 @@ def find_images(folder: Path) -> list[Path]:
     return sorted(path for path in files if path.suffix.lower() in SUFFIXES)
 
 
-def expand_images(arguments: Iterable[str]) -> list[Path]:
+def expand_images(arguments: Iterable[str | Path]) -> list[Path]:
     """Expand files, folders and glob patterns to a list of image files, in the order given.
 
     Files that do not exist stay in the list, so that each is reported by name.
@@ -149,20 +199,38 @@ def expand_images(arguments: Iterable[str]) -> list[Path]:
     """
     paths: list[Path] = []
     for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            images = find_images(path)
-            if not images:
-                raise UsageError(f"{argument}: found no images in this folder; expected {', '.join(SUFFIXES)}")
-            paths += images
-        elif not path.exists() and glob.has_magic(argument):
-            matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True)) if Path(match).is_file()]
-            if not matches:
-                raise UsageError(f"{argument}: the pattern matches no files")
-            paths += matches
-        else:
-            paths.append(path)
+        paths += expand_image(argument) or [Path(argument)]
     return paths
+
+
+def expand_image(argument: str | Path) -> list[Path]:
+    """Return the images in a folder, or the files that match a glob pattern; nothing for any other path.
+
+    Raises:
+        UsageError: a folder holds no images, or a pattern matches no files.
+    """
+    path = Path(argument)
+    if path.is_dir():
+        images = find_images(path)
+        if not images:
+            raise UsageError(f"{argument}: found no images in this folder; expected {', '.join(SUFFIXES)}")
+        return images
+    if not path.exists() and glob.has_magic(str(argument)):
+        matches = [Path(match) for match in sorted(glob.glob(str(argument), recursive=True)) if Path(match).is_file()]
+        if not matches:
+            raise UsageError(f"{argument}: the pattern matches no files")
+        return matches
+    return []
+
+
+def expand_inputs(images: Iterable[ImageInput] | ImageInput) -> Iterator[ImageInput]:
+    """Yield one image, or several one after another; folders and glob patterns among them give all of their files.
+
+    Raises:
+        UsageError: as for ``expand_images``, or ``images`` has another type.
+    """
+    for _, image in _named([images] if is_one_image(images) else images):
+        yield from (expand_image(image) if isinstance(image, str | Path) else []) or [image]
 
 
 @functools.cache
@@ -215,8 +283,11 @@ def _open_stream(source: Path | str | bytes) -> BinaryIO:
     return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
 
 
-def decompression_bomb_reason(file: ImageFile.ImageFile) -> str:
-    """Return why an opened file would cost far more to decode than its size suggests, or an empty string."""
+def decompression_bomb_reason(file: ImageFile.ImageFile, *, untrusted: bool = True) -> str:
+    """Return why an opened file would cost far more to decode than its size suggests, or an empty string.
+
+    What costs memory is always checked; what costs time, and takes a second pass over the file, if ``untrusted``.
+    """
     codec = file.tile[0].codec_name if file.tile else ""
     pixels = file.width * file.height
     if codec == "bmp_rle" and pixels > _MAX_RLE_PIXELS:
@@ -228,9 +299,9 @@ def decompression_bomb_reason(file: ImageFile.ImageFile) -> str:
         limit = max(_MAX_TILE_PIXELS, pixels)
         if (tile_pixels := _count_tile_pixels(file)) > limit:
             return f"TIFF tiles: expected at most {limit:,} pixels, got {tile_pixels:,}; save it with tiles of 256x256"
-    if codec == "jpeg" and _count_jpeg_scans(_read_content(file)) > _MAX_JPEG_SCANS:
+    if untrusted and codec == "jpeg" and _count_jpeg_scans(_read_content(file)) > _MAX_JPEG_SCANS:
         return f"JPEG scans: expected at most {_MAX_JPEG_SCANS}, got more; save it with the usual ten or fewer"
-    if codec == "ppm_plain" and _read_content(file).count(b"#") > _MAX_PPM_COMMENTS:
+    if untrusted and codec == "ppm_plain" and _read_content(file).count(b"#") > _MAX_PPM_COMMENTS:
         return f"PPM comments: expected at most {_MAX_PPM_COMMENTS:,}, got more; save it without comments"
     return ""
 
@@ -338,20 +409,29 @@ def _too_large_message(pixels: str, max_pixels: int) -> str:
     return f"the image is too large: expected at most {limit:,} pixels, got {pixels}; resize it first"
 
 
-def _read_or_error(path: Path | str) -> Image.Image | ImageError:
+def _named(images: Iterable[ImageInput] | ImageInput) -> Iterator[tuple[str, ImageInput]]:
+    """Yield each image with its name: its path, or "image" and its index."""
+    if isinstance(images, bytearray | memoryview) or not isinstance(images, Iterable):
+        raise UsageError(f"images: expected an image, or several in a list, got {type(images).__name__}")
+    several: Iterable[Any] = images
+    return ((str(p) if isinstance(p, str | Path) else f"image {index}", p) for index, p in enumerate(several))
+
+
+def _open_or_error(image: ImageInput, name: str) -> Image.Image | ImageError:
     try:
-        return read_image(path)
+        return open_image(image, name)
     except ImageError as error:
         return error
 
 
-def _wrong_type_message(name: str, value: object) -> str:
-    return f"{name}: expected a path, the bytes of a file, or a PIL image, got {type(value).__name__}"
+def _is_tensor(value: object) -> "TypeGuard[Tensor]":
+    """Return whether it is a tensor of PyTorch, without importing PyTorch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
-def _open_image(image: ImageInput, name: str) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    if not isinstance(image, ImageInput):
-        raise UsageError(_wrong_type_message(name, image))
-    return read_image(image, name=name)
+def _check_array(values: np.ndarray, expected: str, *, axis: int) -> np.ndarray:
+    """Check that an image has uint8 values and three channels at ``axis``."""
+    if values.dtype != np.uint8 or values.ndim != 3 or values.shape[axis] != 3 or 0 in values.shape:
+        raise UsageError(f"{expected}, got {values.dtype} {values.shape}; give several images as a list")
+    return values

@@ -2,8 +2,8 @@
 
 timm registers a model when the module that defines it is imported, and that module needs timm and torch, which take
 seconds to import. So a finder on ``sys.meta_path`` waits for ``import timm``, lets it happen, imports
-``van.models.van`` after it, and removes itself. Merely checking for timm (``importlib.util.find_spec``, as many
-libraries do) leaves the finder in place.
+``van.backbones.timm_models`` after it, and removes itself. Merely checking for timm (``importlib.util.find_spec``,
+as many libraries do) leaves the finder in place.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-_MODEL_MODULE = "van.models.van"
+_MODEL_MODULE = "van.backbones.timm_models"
 
 
 def register_with_timm() -> None:

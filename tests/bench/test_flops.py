@@ -8,7 +8,7 @@ from torch import nn
 
 from van.bench.flops import count_flops
 from van.bench.networks import NETWORKS, build
-from van.models.registry import VARIANTS
+from van.weights.published import VARIANTS
 
 PUBLISHED = {  # parameters in millions and GMACs at 224 x 224, as the papers round them
     "convnext_tiny": (29, 4.5), "convnext_small": (50, 8.7), "swin_tiny": (29, 4.5), "swin_small": (50, 8.7),

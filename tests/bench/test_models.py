@@ -12,7 +12,7 @@ from van.bench.machine import Machine
 from van.bench.models import TOLERANCE, BenchmarkConfig, describe_case, measure
 from van.bench.rows import Case, Row
 from van.bench.timing import Timing
-from van.models.registry import VARIANTS
+from van.weights.published import VARIANTS
 
 TIMED_FIELDS = ("latency", "batch", "step", "roofline_fraction", "images_per_s", "training_images_per_s")
 

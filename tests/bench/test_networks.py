@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from van.bench.networks import CHANNELS_LAST, NCHW, NETWORKS, build
-from van.models.registry import VARIANTS
+from van.weights.published import VARIANTS
 
 SMALL_PX = 64
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from explain.small_models import small
+from van.backbones.fusion import fuse
 from van.bench.runtimes import OnnxRuntimeSession, OpenVinoSession, write_onnx
 from van.errors import MissingExtra
-from van.models.fusion import fuse
 from van.ops import use_backend
 
 
@@ -20,14 +20,14 @@ def network():
 
 @pytest.fixture(scope="module")
 def onnx_file(network, tmp_path_factory) -> Path:
-    return write_onnx(fuse(network.model), torch.randn(2, 3, 32, 32), tmp_path_factory.mktemp("onnx") / "a.onnx")
+    return write_onnx(fuse(network.network), torch.randn(2, 3, 32, 32), tmp_path_factory.mktemp("onnx") / "a.onnx")
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_runtimes_match_pytorch(network, onnx_file, count):
     images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(count))
     with torch.inference_mode(), use_backend("reference"):
-        right = network.model(images)
+        right = network.network(images)
     for session in (
         OnnxRuntimeSession(onnx_file, batch_size=count, threads=1),
         OpenVinoSession(onnx_file, shape=tuple(images.shape), threads=1),

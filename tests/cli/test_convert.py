@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from datasets import synthetic
-from models.test_weights import FILES
 from parity import distance_from_recorded, filled, filled_b0, image, recorded
-from van import CenterCropPreprocess, Predictor, load_checkpoint
-from van.models.ade20k import ADE20K_LABELS
-from van.models.load import load
+from van import CenterCropPreprocess, load_checkpoint
+from van.model import Model
+from van.predict import Predictor
 from van.preprocess import IMAGENET_MEAN, IMAGENET_STD, ResizePreprocess
+from van.weights.ade20k import ADE20K_LABELS
+from weights.test_weights import FILES
 
 SAVED = {  # file name and content around the tensors, for each source
     "official": (
@@ -52,7 +53,7 @@ def test_every_format_is_converted_to_a_checkpoint_with_the_recorded_outputs(van
     assert (stored.preprocess, stored.model_options) == (CenterCropPreprocess(), {})
     assert len(stored.class_names) == 1000
     assert stored.class_names[1].startswith("goldfish")
-    model: Any = load(out).model.double()
+    model: Any = Model.load(out).network.double()
     with torch.no_grad():
         assert distance_from_recorded("van_b0", model(image())) < 2e-6  # the weights were rounded to float32
 
@@ -94,7 +95,7 @@ def test_a_segmenter_is_converted_to_a_checkpoint_with_mmsegmentations_outputs(v
     assert all(tensor.equal(official[name]) for name, tensor in stored.state.items())
     if version == 1:  # the same tensors as for version 0
         return
-    model: Any = load(out).model.double()
+    model: Any = Model.load(out).network.double()
     expected = recorded("mmseg_b0")[SEGMENTERS[head]]["1x3x97x131"]
     with torch.no_grad():
         logits, _ = model.forward_head(image())
@@ -201,7 +202,7 @@ def test_ade20k_has_150_distinct_classes():
 def test_a_safetensors_file_of_another_program_is_converted(van, tmp_path):
     safetensors.torch.save_file(filled_b0(), tmp_path / "theirs.safetensors")
     assert van("convert", tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors").status == 0
-    assert len(Predictor.load(tmp_path / "ours.safetensors").class_names) == 1000
+    assert len(Predictor(Model.load(tmp_path / "ours.safetensors")).class_names) == 1000
 
 
 def test_num_classes_replaces_or_removes_the_classifier(van, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from datasets.synthetic import COLORS, write_classes
-from van.datasets.scene_files import write_digit_scenes
+from van.datasets.scenes import write_digit_scenes
 
 
 @pytest.fixture(scope="module")

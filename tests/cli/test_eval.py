@@ -15,8 +15,10 @@ from PIL import Image
 
 from datasets.synthetic import COLORS, write_classes
 from explain.small_models import write_small
-from van import CenterCropPreprocess, Checkpoint, Predictor
+from van import CenterCropPreprocess, Checkpoint
 from van.checkpoint import load_checkpoint
+from van.model import Model
+from van.predict import Predictor
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def noisy(colors, tmp_path) -> Path:
 
 def expected_metrics(checkpoint: Path, val: Path) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Compute the metrics, overall and per class, from single predictions."""
-    predictor = Predictor.load(checkpoint, device="cpu")
+    predictor = Predictor(Model.load(checkpoint), device="cpu")
     correct: dict[str, list[bool]] = {}
     losses, bins = [], np.zeros((15, 2))
     for path in sorted(val.rglob("*.png")):
@@ -130,7 +132,7 @@ def test_a_file_as_charts_folder_is_rejected_before_the_evaluation(van, tmp_path
     for folder in (tmp_path / "file", tmp_path / "file" / "charts"):
         ran = van("eval", tmp_path / "none.safetensors", "--data", tmp_path, "--charts", folder)
         assert (ran.status, ran.out) == (2, "")
-        assert ran.err.startswith(f"van: --charts {folder}: expected a folder")
+        assert ran.err.startswith(f"van: --charts: expected a folder, got {folder} ")
         assert str(tmp_path / "file") in ran.err
 
 

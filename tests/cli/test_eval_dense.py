@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from datasets.synthetic_annotated import HEADS, SIZE_PX, dataset_root, edit_json
-from van import Predictor
-from van.datasets.scene_files import encode_rle
+from van.datasets.scenes import encode_rle
+from van.model import Model
+from van.predict import Predictor
 
 MONITORS = {"detect": "box_ap", "instances": "mask_ap", "segment": "mean_iou", "panoptic": "pq"}
 METRICS = {
@@ -30,7 +31,7 @@ def copied(scenes, tmp_path) -> Path:
 
 def annotate_with_predictions(scenes: Path, task: str, checkpoint: Path, *, moved_px: int = 0) -> None:
     """Replace the annotations of the val split by the predictions of the model, moved to the right."""
-    predictor = Predictor.load(checkpoint, device="cpu")
+    predictor = Predictor(Model.load(checkpoint), device="cpu")
     predictions = [predictor(path) for path in sorted((scenes / "coco" / "val").iterdir())]
     if task == "segment":
         for index, prediction in enumerate(predictions):

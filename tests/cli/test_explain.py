@@ -10,8 +10,9 @@ from PIL import Image
 
 from datasets.synthetic import COLORS, make_image, write_classes
 from explain.small_models import write_peers, write_small
-from van import Explainer
 from van.cli.explain.maps import models_and_images
+from van.explain import Explainer
+from van.model import Model
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_each_image_has_a_drawing_and_its_map_and_unreadable_ones_are_reported(v
     assert {path.name for path in out.iterdir()} == {f"{n}.{end}" for n in names for end in ("png", "npy")} | {
         "sheet.png"
     }
-    explainer = Explainer.load(checkpoint)
+    explainer = Explainer(Model.load(checkpoint))
     for path in (mixed[0], mixed[2]):
         stored = np.load(out / f"{path.parent.name}-{path.stem}.npy")
         assert stored.shape == size_of(path)[::-1]

@@ -10,6 +10,7 @@ import pytest
 from export.networks import build_classifier, write_checkpoint
 from van.export.formats import open_session
 from van.export.header import file_sha256
+from van.model import Model
 from van.predict import Predictor
 
 
@@ -81,7 +82,7 @@ def test_the_segments_of_an_exported_panoptic_network_equal_those_of_its_checkpo
     assert "100.0% equal predictions" in ran.out
     paths = sorted(val_folder.iterdir())
     for exported, original in zip(
-        Predictor.load(out)(paths), Predictor.load(checkpoint, device="cpu")(paths), strict=True
+        Predictor(Model.load(out))(paths), Predictor(Model.load(checkpoint), device="cpu")(paths), strict=True
     ):
         assert len(set(original.segment_ids.flat)) > 1  # some pixels belong to a segment, some to none
         assert (exported.segment_ids != original.segment_ids).mean() < 1e-3  # pixels where two masks are nearly equal
@@ -90,7 +91,7 @@ def test_the_segments_of_an_exported_panoptic_network_equal_those_of_its_checkpo
     record = json.loads(ran.out)
     assert ran.status == 0
     assert [segment["label"] for segment in record["segments"]] == [
-        segment.label for segment in Predictor.load(out)(paths[0]).segments
+        segment.label for segment in Predictor(Model.load(out))(paths[0]).segments
     ]
 
 
@@ -104,7 +105,7 @@ def test_the_detections_of_an_exported_mask_rcnn_equal_those_of_its_checkpoint(v
     assert "100.0% equal predictions" in ran.out
     paths = sorted(val_folder.iterdir())
     for exported, original in zip(
-        Predictor.load(out)(paths), Predictor.load(checkpoint, device="cpu")(paths), strict=True
+        Predictor(Model.load(out))(paths), Predictor(Model.load(checkpoint), device="cpu")(paths), strict=True
     ):
         assert len(original.detections) > 5
         for ours, theirs in zip(exported.detections, original.detections, strict=True):
@@ -113,7 +114,7 @@ def test_the_detections_of_an_exported_mask_rcnn_equal_those_of_its_checkpoint(v
             assert (ours.mask != theirs.mask).mean() < 1e-3
     ran = van("predict", out, paths[0], "--json")
     assert ran.status == 0
-    assert len(json.loads(ran.out)["detections"]) == len(Predictor.load(out)(paths[0]).detections)
+    assert len(json.loads(ran.out)["detections"]) == len(Predictor(Model.load(out))(paths[0]).detections)
 
 
 def test_an_unsupported_export_is_status_2_with_the_reason(van, dense_checkpoint, tmp_path):

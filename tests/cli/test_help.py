@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 
+from van.cli.arguments import ANY
 from van.cli.commands import list_commands
-from van.cli.flags import ANY
 from van.cli.train import GROUPS
 from van.cli.verbs import VERBS
 

@@ -72,7 +72,7 @@ def test_help_version_and_unknown_verbs_import_no_dependency(run_python, argumen
 )  # fmt: skip
 def test_help_wrong_usage_and_tables_import_tyro_only(run_python, arguments):
     printed = run_python(LOADED, " ".join((*HEAVY, "tyro")), *arguments)
-    assert printed.split("LOADED ")[1].strip() == "['tyro']"
+    assert printed.split("LOADED ")[1].strip() in ("[]", "['tyro']")
 
 
 def test_the_package_runs_as_a_module():

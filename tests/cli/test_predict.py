@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from datasets.synthetic import COLORS, make_image, write_classes
-from van import Predictor
+from van.model import Model
+from van.predict import Predictor
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def mixed(tmp_path) -> list[Path]:
 
 def test_text_has_a_line_for_each_image_in_order_and_errors_name_the_others(van, checkpoint, mixed):
     ran = van("predict", checkpoint, *mixed, "--top", "2", "--batch-size", "2")
-    predictor = Predictor.load(checkpoint)
+    predictor = Predictor(Model.load(checkpoint))
     expected = []
     for path in (mixed[1], mixed[2], mixed[4], mixed[5]):
         best = predictor(path).top(2)
@@ -45,7 +46,7 @@ def test_json_is_one_object_per_line_including_errors(van, checkpoint, mixed):
     assert [record["image"] for record in records] == [str(path) for path in mixed]
     assert records[3] == {"image": str(mixed[3]), "error": "no such file"}
     best = records[1]["classes"]
-    assert [one["label"] for one in best] == [one.label for one in Predictor.load(checkpoint)(mixed[1]).top(9)]
+    assert [one["label"] for one in best] == [one.label for one in Predictor(Model.load(checkpoint))(mixed[1]).top(9)]
     assert sum(one["score"] for one in best) == pytest.approx(1, abs=1e-5)
     assert all(COLORS and list(COLORS)[one["index"]] == one["label"] for one in best)
 

@@ -14,7 +14,8 @@ from pycocotools.coco import COCO
 
 from datasets.synthetic import COLORS, make_image
 from datasets.synthetic_annotated import HEADS, SIZE_PX
-from van import Predictor
+from van.model import Model
+from van.predict import Predictor
 from van.predictions import Detections, Segmentation
 
 BOXES, MAPS = ("detect", "instances"), ("segment", "panoptic")
@@ -40,7 +41,7 @@ def read_csv(text: str) -> list[dict[str, str]]:
 def test_json_is_one_object_per_line_with_all_detections(van, dense_checkpoint, val_images, task):
     ran = van("predict", dense_checkpoint(task), *val_images, "--json", "--device", "cpu")
     assert (ran.status, ran.err) == (0, "")
-    predictor = Predictor.load(dense_checkpoint(task), device="cpu")
+    predictor = Predictor(Model.load(dense_checkpoint(task)), device="cpu")
     expected = [predictor(path).to_dict() for path in val_images]
     assert [json.loads(line) for line in ran.out.splitlines()] == json.loads(json.dumps(expected))
     assert all(record["width"] == record["height"] == SIZE_PX for record in expected)
@@ -50,7 +51,7 @@ def test_json_is_one_object_per_line_with_all_detections(van, dense_checkpoint, 
 @pytest.mark.parametrize("task", BOXES)
 def test_text_has_each_detection_with_score_and_corners(van, dense_checkpoint, wide, task):
     ran = van("predict", dense_checkpoint(task), wide, "--top", "2", "--device", "cpu")
-    best = Predictor.load(dense_checkpoint(task), device="cpu")(wide).detections[:2]
+    best = Predictor(Model.load(dense_checkpoint(task)), device="cpu")(wide).detections[:2]
     corners = [",".join(str(round(side)) for side in detection.box[:2]) for detection in best]
     assert ran.out.startswith(f"{wide}: {best[0].label} {best[0].score:.1%} at {corners[0]}-")
     assert ran.out.count(" at ") == 2
@@ -60,7 +61,7 @@ def test_text_has_each_detection_with_score_and_corners(van, dense_checkpoint, w
 @pytest.mark.parametrize("task", MAPS)
 def test_text_has_each_segment_with_its_fraction_the_largest_first(van, dense_checkpoint, wide, task):
     ran = van("predict", dense_checkpoint(task), wide, "--device", "cpu")
-    segments = Predictor.load(dense_checkpoint(task), device="cpu")(wide).to_dict()["segments"]
+    segments = Predictor(Model.load(dense_checkpoint(task)), device="cpu")(wide).to_dict()["segments"]
     segments.sort(key=lambda segment: -segment["area"])
     assert (
         ran.out
@@ -74,7 +75,7 @@ def test_text_has_each_segment_with_its_fraction_the_largest_first(van, dense_ch
 def test_csv_has_a_header_and_a_row_for_each_detection_or_segment(van, dense_checkpoint, wide, task):
     ran = van("predict", dense_checkpoint(task), wide, "--csv", "--device", "cpu")
     rows = read_csv(ran.out)
-    prediction = Predictor.load(dense_checkpoint(task), device="cpu")(wide)
+    prediction = Predictor(Model.load(dense_checkpoint(task)), device="cpu")(wide)
     assert [row["rank"] for row in rows] == [str(rank) for rank in range(1, len(rows) + 1)]
     if isinstance(prediction, Detections):
         assert list(rows[0]) == ["image", "rank", "label", "score", "x1", "y1", "x2", "y2"]
@@ -134,7 +135,7 @@ def test_drawings_keep_the_aspect_ratio_of_the_image(van, dense_checkpoint, wide
     else:  # a legend is below the image
         assert drawing.shape[0] > 101 * scale
     assert len(np.unique(drawing.reshape(-1, 3), axis=0)) > 50
-    prediction = Predictor.load(dense_checkpoint(task), device="cpu")(wide)
+    prediction = Predictor(Model.load(dense_checkpoint(task)), device="cpu")(wide)
     with Image.open(wide) as file:
         np.testing.assert_array_equal(drawing, prediction.draw(file))
 
@@ -160,7 +161,7 @@ def test_masks_agree_with_the_segments_in_json(van, dense_checkpoint, val_images
         )
         assert counts == {one["id"]: one["area"] for one in record["segments"]}
         if task == "segment":
-            prediction = Predictor.load(dense_checkpoint(task), device="cpu")(record["image"])
+            prediction = Predictor(Model.load(dense_checkpoint(task)), device="cpu")(record["image"])
             np.testing.assert_array_equal(ids, prediction.segment_ids)
 
 
@@ -179,7 +180,7 @@ def test_pycocotools_reads_the_results_file(van, dense_checkpoint, scenes, val_i
     }
     results = ground_truth.loadRes(str(file))
     capsys.readouterr()
-    predictor = Predictor.load(dense_checkpoint(task), device="cpu")
+    predictor = Predictor(Model.load(dense_checkpoint(task)), device="cpu")
     for image_id, path in paths.items():
         detections = predictor(path).detections
         read = results.loadAnns(results.getAnnIds(imgIds=[image_id]))
@@ -266,8 +267,8 @@ def test_a_large_image_is_segmented_in_tiles_and_at_several_scales(van, dense_ch
         ("segment", ["--coco", "c.json"], ("--coco", "segment")),
         ("panoptic", ["--coco", "c.json"], ("--coco", "panoptic")),
         ("classify", ["--coco", "c.json"], ("--coco", "classify")),
-        ("classify", ["--min-score", "0.5"], ("min_score", "classify")),
-        ("segment", ["--min-score", "0.5"], ("min_score", "segment")),
+        ("classify", ["--min-score", "0.5"], ("--min-score", "classify")),
+        ("segment", ["--min-score", "0.5"], ("--min-score", "segment")),
         ("classify", ["--tile-size", "256"], ("--tile-size", "--multi-scale")),
         ("detect", ["--multi-scale"], ("--tile-size", "--multi-scale")),
         ("panoptic", ["--tile-size", "256"], ("--tile-size", "panoptic")),
@@ -296,5 +297,5 @@ def test_files_that_cannot_be_written_are_named(van, dense_checkpoint, wide, tmp
 
 
 def test_the_type_of_a_prediction_follows_from_the_task(dense_checkpoint, wide):
-    types = {task: type(Predictor.load(dense_checkpoint(task), device="cpu")(wide)) for task in HEADS}
+    types = {task: type(Predictor(Model.load(dense_checkpoint(task)), device="cpu")(wide)) for task in HEADS}
     assert types == dict.fromkeys(BOXES, Detections) | dict.fromkeys(MAPS, Segmentation)

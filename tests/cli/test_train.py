@@ -178,7 +178,7 @@ def test_classify_rejects_a_checkpoint_of_a_detector(van, checkpoint, tmp_path):
     data = write_classes(tmp_path / "data", {"ant": 4, "bee": 4})
     ran = van("train", "classify", "--data", data, "--out", tmp_path / "run", "--init-from", detector)
     assert ran.status == 2
-    assert re.search(r"van_b0.*classify.*detect|van_b0.*detect.*classif", ran.err)
+    assert re.search(r"van_b0.*'detect'", ran.err)
     assert not (tmp_path / "run").exists()
 
 

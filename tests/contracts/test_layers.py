@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from van.tasks.build import TASKS
+from van.tasks.registry import TASKS
 
 ROOT = Path(__file__).parents[2]
 

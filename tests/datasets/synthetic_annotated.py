@@ -13,8 +13,8 @@ import torch
 
 from van.checkpoint import Checkpoint
 from van.datasets.digits import LABELS
-from van.datasets.scene_files import write_digit_scenes
-from van.models.load import create_model
+from van.datasets.scenes import write_digit_scenes
+from van.heads import create_model
 from van.preprocess import ResizePreprocess
 
 SIZE_PX = 64

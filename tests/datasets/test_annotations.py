@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as reference
 
-from van.datasets import annotations
 from van.datasets.annotations import (
     Annotation,
     InvalidAnnotation,
@@ -18,7 +17,7 @@ from van.datasets.annotations import (
     check_segmentation,
     find_self_intersections,
 )
-from van.datasets.scene_files import encode_rle
+from van.datasets.scenes import encode_rle
 from van.errors import DataError
 
 SIZE = (30, 40)
@@ -106,19 +105,17 @@ def test_self_intersections_equal_those_of_the_definition(several):
     assert find_self_intersections(several) == [index for index, polygon in enumerate(several) if crosses(polygon)]
 
 
-@pytest.mark.parametrize(
-    "polygon",
-    [
+def test_polygon_that_only_touches_itself_is_valid(subtests):
+    for polygon in [
         SQUARE,
         [0, 0, 10, 0, 10, 10, 5, 0, 0, 10],  # a corner on an edge
         [0, 0, 4, 0, 4, 4, 8, 4, 8, 8, 4, 8, 4, 4, 0, 4],  # a corner visited twice
         [0, 0, 5, 0, 5, 0, 5, 5, 0, 5, 0, 0],  # a repeated point, and the first one repeated at the end
         [0, 0, 9, 0, 3, 0, 3, 3],  # back along its own edge
-    ],
-)
-def test_polygon_that_only_touches_itself_is_valid(polygon):
-    assert find_self_intersections([polygon]) == []
-    assert find_self_intersections([BOW, polygon, BOW]) == [0, 2]
+    ]:
+        with subtests.test(polygon=str(polygon)):
+            assert find_self_intersections([polygon]) == []
+            assert find_self_intersections([BOW, polygon, BOW]) == [0, 2]
 
 
 def test_self_intersection_below_float_precision_is_found():
@@ -139,8 +136,7 @@ def test_distant_polygons_whose_shift_rounds_away_are_not_compared_with_each_oth
     assert find_self_intersections([one, other]) == []
 
 
-def test_long_polygons_are_searched_across_batches(monkeypatch):
-    monkeypatch.setattr(annotations, "_BATCH", 64)
+def test_long_polygons_are_searched():
     angles = np.linspace(0, 2 * np.pi, 200, endpoint=False)
     ring = np.stack([20 + 9 * np.cos(angles), 15 + 9 * np.sin(angles)], 1)
     crossed = ring.copy()
@@ -149,14 +145,14 @@ def test_long_polygons_are_searched_across_batches(monkeypatch):
     assert find_self_intersections(several) == [1, 3, 5]
 
 
-@pytest.mark.parametrize("box", [(0, 0, 40, 30), (4, 5, 5, 6), (-1, -1, 41, 31), (39.5, 29.5, 40.5, 30.5)])
-def test_boxes_up_to_one_pixel_over_the_edge_are_valid(box):
-    check_box(box, SIZE)
+def test_boxes_up_to_one_pixel_over_the_edge_are_valid(subtests):
+    for box in [(0, 0, 40, 30), (4, 5, 5, 6), (-1, -1, 41, 31), (39.5, 29.5, 40.5, 30.5)]:
+        with subtests.test(box=str(box)):
+            check_box(box, SIZE)
 
 
-@pytest.mark.parametrize(
-    ("box", "message"),
-    [
+def test_box_without_area_or_outside_the_image_is_rejected(subtests):
+    for box, message in [
         ((4, 5, 4, 9), r"width.*\(4, 5\) to \(4, 9\)"),
         ((4, 9, 6, 5), r"height.*\(4, 9\) to \(6, 5\)"),
         ((4, 5, float("nan"), 9), r"finite.*\(4, 5\) to \(nan, 9\)"),
@@ -164,16 +160,13 @@ def test_boxes_up_to_one_pixel_over_the_edge_are_valid(box):
         ((4, -2, 10, 9), r"40x30.*\(4, -2\)"),
         ((-1, 5, 0, 9), r"40x30.*\(-1, 5\)"),
         ((40, 5, 41, 9), r"40x30.*\(40, 5\)"),
-    ],
-)
-def test_box_without_area_or_outside_the_image_is_rejected(box, message):
-    with pytest.raises(InvalidAnnotation, match=message):
-        check_box(box, SIZE)
+    ]:
+        with subtests.test(box=str(box), message=str(message)), pytest.raises(InvalidAnnotation, match=message):
+            check_box(box, SIZE)
 
 
-@pytest.mark.parametrize(
-    ("segmentation", "message"),
-    [
+def test_invalid_segmentation_is_rejected(subtests):
+    for segmentation, message in [
         ([], "segmentation: .*empty"),
         ([[]], "polygon 0: .*3 points.*0"),
         ("5 5 9 9", "segmentation: .*str"),
@@ -197,11 +190,9 @@ def test_box_without_area_or_outside_the_image_is_rejected(box, message):
         ({"size": [30, 40], "counts": "o" * 40}, "counts: .*oooo"),
         ({"size": [30, 40], "counts": "o"}, "counts: .*'o'"),
         ({"size": [30, 40], "counts": "é"}, "counts: .*é"),
-    ],
-)
-def test_invalid_segmentation_is_rejected(segmentation, message):
-    with pytest.raises(InvalidAnnotation, match=message):
-        check_segmentation(segmentation, SIZE)
+    ]:
+        with subtests.test(segmentation=str(segmentation)), pytest.raises(InvalidAnnotation, match=message):
+            check_segmentation(segmentation, SIZE)
 
 
 def test_issues_are_raised_immediately_or_collected():

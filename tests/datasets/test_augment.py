@@ -62,30 +62,29 @@ def test_horizontal_flip_has_its_probability():
     assert 8 < counts[0.5] < 32  # outside with a probability below 1 in 10,000
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
+def test_images_are_normalized_as_in_evaluation(subtests):
+    """One color and nothing random: training and evaluation must give the model equal inputs."""
+    for rule in [
         RULE,
         CenterCropPreprocess(
             image_size=24, crop_fraction=1.0, mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bilinear"
         ),
-    ],
-)
-def test_images_are_normalized_as_in_evaluation(rule):
-    """One color and nothing random: training and evaluation must give the model equal inputs."""
-    flat = Image.new("RGB", (31, 45), (200, 100, 50))
-    trained = training_transform(rule, NOTHING_RANDOM)(flat)
-    torch.testing.assert_close(trained, rule(flat), rtol=0, atol=1e-6)
-    other = CenterCropPreprocess(image_size=24, crop_fraction=1.0, mean=(0.4, 0.5, 0.6))
-    assert not torch.allclose(trained, other(flat), atol=1e-2)
+    ]:
+        with subtests.test(rule=str(rule)):
+            flat = Image.new("RGB", (31, 45), (200, 100, 50))
+            trained = training_transform(rule, NOTHING_RANDOM)(flat)
+            torch.testing.assert_close(trained, rule(flat), rtol=0, atol=1e-6)
+            other = CenterCropPreprocess(image_size=24, crop_fraction=1.0, mean=(0.4, 0.5, 0.6))
+            assert not torch.allclose(trained, other(flat), atol=1e-2)
 
 
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest", "lanczos"])
-def test_training_crop_is_resized_with_the_interpolation_of_evaluation(interpolation):
-    rule = CenterCropPreprocess(image_size=24, crop_fraction=1.0, interpolation=interpolation)
-    sharp = Image.fromarray((np.indices((61, 61)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
-    trained = training_transform(rule, NOTHING_RANDOM)(sharp)
-    torch.testing.assert_close(trained, rule(sharp), rtol=0, atol=0.02)
+def test_training_crop_is_resized_with_the_interpolation_of_evaluation(subtests):
+    for interpolation in ["bicubic", "bilinear", "nearest", "lanczos"]:
+        with subtests.test(interpolation=str(interpolation)):
+            rule = CenterCropPreprocess(image_size=24, crop_fraction=1.0, interpolation=interpolation)
+            sharp = Image.fromarray((np.indices((61, 61)).sum(0) % 2 * 255).astype(np.uint8)).convert("RGB")
+            trained = training_transform(rule, NOTHING_RANDOM)(sharp)
+            torch.testing.assert_close(trained, rule(sharp), rtol=0, atol=0.02)
 
 
 def test_crops_keep_an_area_within_scale():
@@ -116,23 +115,21 @@ def test_random_erasing_has_its_probability():
         assert least <= erased <= most
 
 
-@pytest.mark.parametrize(
-    "policy", ["rand-mX", "nonsense", "rand-m9-zzz1", "v9", "rand-m9-mstdx", "-", "rand-", "rand-9"]
-)
-def test_unknown_rand_augment_policy_raises(policy):
-    with pytest.raises(UsageError, match=f"--rand-augment.*'{policy}'"):
-        training_transform(RULE, AugmentSettings(rand_augment=policy))
+def test_unknown_rand_augment_policy_raises(subtests):
+    for policy in ["rand-mX", "nonsense", "rand-m9-zzz1", "v9", "rand-m9-mstdx", "-", "rand-", "rand-9"]:
+        with subtests.test(policy=str(policy)), pytest.raises(UsageError, match=f"--rand-augment.*'{policy}'"):
+            training_transform(RULE, AugmentSettings(rand_augment=policy))
 
 
-@pytest.mark.parametrize("policy", ["rand", "rand-m9-n3-inc1", "original-mstd0.5", "augmix-m5-w4-d2", "3a"])
-def test_every_kind_of_timm_policy_is_supported(policy):
-    transform = training_transform(RULE, AugmentSettings(rand_augment=policy))
-    assert transform(SQUARE).shape == (3, 24, 24)
+def test_every_kind_of_timm_policy_is_supported(subtests):
+    for policy in ["rand", "rand-m9-n3-inc1", "original-mstd0.5", "augmix-m5-w4-d2", "3a"]:
+        with subtests.test(policy=str(policy)):
+            transform = training_transform(RULE, AugmentSettings(rand_augment=policy))
+            assert transform(SQUARE).shape == (3, 24, 24)
 
 
-@pytest.mark.parametrize(
-    ("values", "facts"),
-    [
+def test_invalid_setting_raises_with_its_flag(subtests):
+    for values, facts in [
         ({"scale": (0.0, 1.0)}, "--scale"),
         ({"scale": (0.9, 0.5)}, "--scale"),
         ({"scale": (0.5, 1.5)}, "--scale"),
@@ -140,8 +137,6 @@ def test_every_kind_of_timm_policy_is_supported(policy):
         ({"hflip": -0.1}, r"--hflip.*-0\.1"),
         ({"hflip": float("nan")}, "--hflip"),
         ({"random_erasing": 2.0}, r"--random-erasing.*2\.0"),
-    ],
-)
-def test_invalid_setting_raises_with_its_flag(values, facts):
-    with pytest.raises(UsageError, match=facts):
-        AugmentSettings(**values)
+    ]:
+        with subtests.test(values=str(values), facts=str(facts)), pytest.raises(UsageError, match=facts):
+            AugmentSettings(**values)

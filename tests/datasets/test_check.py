@@ -13,12 +13,11 @@ import pytest
 from PIL import Image
 
 from datasets.synthetic import COLORS, write_classes
-from van.datasets.check import CheckReport, check_dataset, quick_check
+from van.datasets.annotations import CLASSES, SPLITS
+from van.datasets.check import VIEW_TYPES, CheckReport, check_dataset, quick_check
 from van.datasets.digits import LABELS
 from van.datasets.preview import draw_preview
-from van.datasets.scene_files import write_digit_scenes
-from van.datasets.scenes import generate_digit_scenes
-from van.datasets.views import CLASSES, SPLITS, VIEW_TYPES
+from van.datasets.scenes import generate_digit_scenes, write_digit_scenes
 from van.errors import DataError
 
 SIZES = {"train": 4, "val": 2}
@@ -231,14 +230,16 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], list[tuple[str, str, str]]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_reported_with_file_and_location_and_nothing_else_is(scenes, fault):
-    plant, expected_issues = FAULTS[fault]
-    plant(scenes)
-    issues = issues_of(scenes)
-    assert [issue[:2] for issue in issues] == [expected[:2] for expected in expected_issues], issues
-    for (_, _, message), (_, _, facts) in zip(issues, expected_issues, strict=True):
-        assert re.search(facts, message)
+def test_each_fault_is_reported_with_file_and_location_and_nothing_else_is(subtests, clean, new_folder):
+    for fault in FAULTS:
+        scenes = Path(shutil.copytree(clean, new_folder() / "scenes"))
+        with subtests.test(fault=fault):
+            plant, expected_issues = FAULTS[fault]
+            plant(scenes)
+            issues = issues_of(scenes)
+            assert [issue[:2] for issue in issues] == [expected[:2] for expected in expected_issues], issues
+            for (_, _, message), (_, _, facts) in zip(issues, expected_issues, strict=True):
+                assert re.search(facts, message)
 
 
 def test_boxes_are_validated_against_the_image_file_rather_than_its_annotated_size(scenes):
@@ -268,13 +269,17 @@ def test_size_mismatch_by_exif_rotation_is_reported_as_such(scenes):
     assert any(re.search("64x80.*80x64.*EXIF", message) for message in messages)
 
 
-@pytest.mark.parametrize("name", ["instances_train.json", "panoptic_val.json"])
-def test_invalid_json_is_reported_and_the_rest_is_checked(scenes, name):
-    (scenes / "coco" / "annotations" / name).write_text("{")
-    truncate(scenes / "ade" / "images" / "validation" / "000001.png")
-    issues = issues_of(scenes)
-    assert any(file == f"coco/annotations/{name}" and "JSON" in message for file, _, message in issues)
-    assert any(file == "ade/images/validation/000001.png" and "truncated" in message for file, _, message in issues)
+def test_invalid_json_is_reported_and_the_rest_is_checked(subtests, clean, new_folder):
+    for name in ("instances_train.json", "panoptic_val.json"):
+        scenes = Path(shutil.copytree(clean, new_folder() / "scenes"))
+        with subtests.test(name=name):
+            (scenes / "coco" / "annotations" / name).write_text("{")
+            truncate(scenes / "ade" / "images" / "validation" / "000001.png")
+            issues = issues_of(scenes)
+            assert any(file == f"coco/annotations/{name}" and "JSON" in message for file, _, message in issues)
+            assert any(
+                file == "ade/images/validation/000001.png" and "truncated" in message for file, _, message in issues
+            )
 
 
 def test_progress_is_reported_once_per_image(clean):
@@ -324,26 +329,30 @@ def test_empty_class_folder_is_reported(tmp_path):
     assert "none in c" in message
 
 
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")])
-def test_folder_that_is_no_dataset_raises(tmp_path, make):
-    make(tmp_path / "set")
-    with pytest.raises(DataError, match=r"set: .*dataset"):
-        check_dataset(tmp_path / "set")
+def test_folder_that_is_no_dataset_raises(subtests, new_folder):
+    for make in [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")]:
+        folder = new_folder()
+        with subtests.test():
+            make(folder / "set")
+            with pytest.raises(DataError, match=r"set: .*dataset"):
+                check_dataset(folder / "set")
 
 
-@pytest.mark.parametrize("size", [(1, 1), (100, 10_000), (10_000, 100)])
-def test_images_of_any_size_are_checked_and_drawn(tmp_path, size):
-    for split in SPLITS:
-        for folder in ("images", "masks"):
-            (tmp_path / folder / split).mkdir(parents=True)
-        Image.new("RGB", size, (90, 9, 9) if split == "val" else 0).save(tmp_path / "images" / split / "a.png")
-        Image.new("L", size, 1).save(tmp_path / "masks" / split / "a.png")
-    report = check_dataset(tmp_path)
-    assert report.issues == ()
-    assert statistics_of(report)["train", "semantic"].largest == size[::-1]
-    draw_preview(report.views, tmp_path / "preview.png")
-    with Image.open(tmp_path / "preview.png") as grid:
-        assert max(grid.size) < 4000
+def test_images_of_any_size_are_checked_and_drawn(subtests, new_folder):
+    for size in [(1, 1), (100, 10_000), (10_000, 100)]:
+        folder = new_folder()
+        with subtests.test(size=str(size)):
+            for split in SPLITS:
+                for name in ("images", "masks"):
+                    (folder / name / split).mkdir(parents=True)
+                Image.new("RGB", size, (90, 9, 9) if split == "val" else 0).save(folder / "images" / split / "a.png")
+                Image.new("L", size, 1).save(folder / "masks" / split / "a.png")
+            report = check_dataset(folder)
+            assert report.issues == ()
+            assert statistics_of(report)["train", "semantic"].largest == size[::-1]
+            draw_preview(report.views, folder / "preview.png")
+            with Image.open(folder / "preview.png") as grid:
+                assert max(grid.size) < 4000
 
 
 def test_report_is_converted_to_plain_values(scenes):
@@ -360,13 +369,15 @@ def train_view(root: Path, target_type: str) -> Any:
     return dataset
 
 
-@pytest.mark.parametrize("target_type", VIEW_TYPES)
-def test_quick_check_accepts_a_valid_dataset_and_finds_a_missing_file(scenes, target_type):
-    dataset = train_view(scenes, target_type)
-    quick_check(dataset, target_type=target_type)
-    dataset.images[3].path.unlink()
-    with pytest.raises(DataError, match=r"000003\.png: .*missing"):
-        quick_check(dataset, target_type=target_type)
+def test_quick_check_accepts_a_valid_dataset_and_finds_a_missing_file(subtests, clean, new_folder):
+    for target_type in VIEW_TYPES:
+        scenes = Path(shutil.copytree(clean, new_folder() / "scenes"))
+        with subtests.test(target_type=target_type):
+            dataset = train_view(scenes, target_type)
+            quick_check(dataset, target_type=target_type)
+            dataset.images[3].path.unlink()
+            with pytest.raises(DataError, match=r"000003\.png: .*missing"):
+                quick_check(dataset, target_type=target_type)
 
 
 def test_quick_check_opens_the_first_images_only(scenes):

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from van.datasets.annotations import Issues
-from van.datasets.coco import read_class_names, read_coco
+from van.datasets.annotations import AnnotatedDataset, Issues
+from van.datasets.coco import read_coco
 from van.datasets.digits import LABELS
-from van.datasets.scene_files import write_digit_scenes
+from van.datasets.scenes import write_digit_scenes
 from van.errors import DataError
 
 SQUARE = [5.0, 5.0, 20.0, 5.0, 20.0, 15.0, 5.0, 15.0]
@@ -51,38 +51,50 @@ def instances() -> dict[str, Any]:
     }
 
 
-def write_coco(root: Path, content: Any) -> Path:
-    """Write the file and images for it; return its path."""
-    (root / "images" / "deep").mkdir(parents=True, exist_ok=True)
+def write_coco(root: Path, content: Any, kind: str = "instances") -> Path:
+    """Write the annotation file of the training split and images for it; return its path."""
+    path = root / "annotations" / f"{kind}_train.json"
+    for folder in (root / "train" / "deep", root / "panoptic_train", path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     for name in ("a.png", "b.png", "deep/c.png"):
-        Image.new("RGB", (40, 30)).save(root / "images" / name)
-    (root / "a.json").write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return root / "a.json"
+        Image.new("RGB", (40, 30)).save(root / "train" / name)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools under numpy 2
-@pytest.mark.parametrize(("split", "count"), [("train", 5), ("val", 4)])
-def test_digit_scenes_are_read_as_pycocotools_reads_them(scenes, split, count, capsys):
-    file = scenes / "annotations" / f"instances_{split}.json"
-    dataset = read_coco(file, scenes / split, Issues())
-    reference = COCO(str(file))
-    assert dataset.class_names == LABELS
-    assert dataset.category_ids == tuple(sorted(reference.getCatIds()))
-    assert [image.id for image in dataset.images] == sorted(reference.getImgIds())
-    assert len(dataset.images) == count
-    assert sum(len(image.annotations) for image in dataset.images) == len(reference.getAnnIds())
-    for image in dataset.images:
-        assert image.path == scenes / split / image.name
-        assert image.size == (64, 64)
-        for annotation in image.annotations:
-            entry = reference.anns[annotation.id]
-            mask = reference.annToMask(entry)
-            assert np.array_equal(annotation.mask((64, 64)), mask)
-            assert annotation.area == entry["area"] == mask.sum()
-            assert dataset.category_ids[annotation.label] == entry["category_id"]
-            x, y, width, height = entry["bbox"]
-            assert annotation.box == (x, y, x + width, y + height)
-            assert image.id == entry["image_id"]
+def written(root: Path, content: Any) -> Path:
+    write_coco(root, content)
+    return root
+
+
+def read(root: Path, issues: Issues | None = None) -> AnnotatedDataset:
+    return read_coco(root, "train", issues or Issues())
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+def test_digit_scenes_are_read_as_pycocotools_reads_them(subtests, scenes, capsys):
+    for split, count in [("train", 5), ("val", 4)]:
+        with subtests.test(split=str(split), count=str(count)):
+            file = scenes / "annotations" / f"instances_{split}.json"
+            dataset = read_coco(scenes, split, Issues())
+            reference = COCO(str(file))
+            assert dataset.class_names == LABELS
+            assert dataset.category_ids == tuple(sorted(reference.getCatIds()))
+            assert [image.id for image in dataset.images] == sorted(reference.getImgIds())
+            assert len(dataset.images) == count
+            assert sum(len(image.annotations) for image in dataset.images) == len(reference.getAnnIds())
+            for image in dataset.images:
+                assert image.path == scenes / split / image.name
+                assert image.size == (64, 64)
+                for annotation in image.annotations:
+                    entry = reference.anns[annotation.id]
+                    mask = reference.annToMask(entry)
+                    assert np.array_equal(annotation.mask((64, 64)), mask)
+                    assert annotation.area == entry["area"] == mask.sum()
+                    assert dataset.category_ids[annotation.label] == entry["category_id"]
+                    x, y, width, height = entry["bbox"]
+                    assert annotation.box == (x, y, x + width, y + height)
+                    assert image.id == entry["image_id"]
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")
@@ -94,7 +106,7 @@ def test_every_kind_of_segmentation_is_read_as_pycocotools_reads_it(tmp_path, ca
         {**entry, "id": 2, "segmentation": [SQUARE, [30, 20, 35, 20, 35, 25.5]]},
     ]
     file = write_coco(tmp_path, content)
-    dataset = read_coco(file, tmp_path / "images", Issues())
+    dataset = read(tmp_path)
     reference = COCO(str(file))
     annotations = {annotation.id: annotation for image in dataset.images for annotation in image.annotations}
     for annotation_id in (31, 12, 1, 2):
@@ -113,14 +125,14 @@ def compressed_counts() -> str:
 
 
 def test_class_indices_follow_category_ids_and_images_are_sorted_by_id(tmp_path):
-    dataset = read_coco(write_coco(tmp_path, instances()), tmp_path / "images", Issues())
+    dataset = read(written(tmp_path, instances()))
     assert (dataset.class_names, dataset.category_ids, dataset.things) == (("cat", "dog"), (3, 7), ())
     assert [(p.id, p.name, len(p.annotations)) for p in dataset.images] == [
         (2, "a.png", 1),
         (5, "b.png", 0),
         (9, "deep/c.png", 2),
     ]
-    assert dataset.images[2].path == tmp_path / "images" / "deep" / "c.png"
+    assert dataset.images[2].path == tmp_path / "train" / "deep" / "c.png"
     square, dot = dataset.images[2].annotations
     assert (square.label, square.box, square.area, square.crowd) == (1, (5, 5, 20, 15), 150, False)
     assert (dot.label, dot.segmentation, dot.area) == (0, None, 1)  # one pixel, and the area of the box
@@ -131,11 +143,11 @@ def test_empty_segmentation_is_valid_only_if_all_are_empty(tmp_path):
     content = instances()
     for annotation in content["annotations"]:
         annotation["segmentation"] = []
-    dataset = read_coco(write_coco(tmp_path, content), tmp_path / "images", Issues())
+    dataset = read(written(tmp_path, content))
     assert {annotation.segmentation for image in dataset.images for annotation in image.annotations} == {None}
     content["annotations"][0]["segmentation"] = [SQUARE]
     with pytest.raises(DataError, match=r"annotation 12: segmentation: .*empty"):
-        read_coco(write_coco(tmp_path, content), tmp_path / "images", Issues())
+        read(written(tmp_path, content))
 
 
 def test_group_category_of_roboflow_is_a_class_only_if_an_annotation_uses_it(tmp_path):
@@ -145,14 +157,14 @@ def test_group_category_of_roboflow_is_a_class_only_if_an_annotation_uses_it(tmp
         {"id": 3, "name": "cat", "supercategory": "cat"},
         {"id": 7, "name": "dog", "supercategory": "cat"},
     ]
-    file = write_coco(tmp_path, content)
-    dataset = read_coco(file, tmp_path / "images", Issues())
+    write_coco(tmp_path, content)
+    dataset = read(tmp_path)
     assert dataset.category_ids == (3, 7)
-    assert read_class_names(file) == dataset.class_names == ("cat", "dog")
+    assert dataset.class_names == ("cat", "dog")
     content["categories"][0]["name"] = content["categories"][2]["supercategory"] = "pet"
     content["categories"][1]["supercategory"] = "pet"
     content["annotations"][0]["category_id"] = 0
-    assert read_coco(write_coco(tmp_path, content), tmp_path / "images", Issues()).class_names == ("pet", "cat", "dog")
+    assert read(written(tmp_path, content)).class_names == ("pet", "cat", "dog")
 
 
 def put(*path: Any, value: Any) -> Callable[[Any], None]:
@@ -191,7 +203,7 @@ INVALID = [
     (put("images", 1, "file_name", value="..\\a.png"), "image 2", "file_name: .*inside"),
     (put("images", 1, "file_name", value="/etc/passwd"), "image 2", "file_name: .*inside.*'/etc/passwd'"),
     (put("images", 1, "file_name", value="C:\\a.png"), "image 2", "file_name: .*inside"),
-    (put("images", 1, "file_name", value=""), "image 2", "file_name: .*inside"),
+    (put("images", 1, "file_name", value=""), "image 2", "file_name: .*text"),
     (put("images", 1, "file_name", value="absent.png"), "image 2", r"file_name: .*absent\.png.*missing"),
     (put("images", 1, "file_name", value="x" * 5000), "image 2", "file_name: .*missing"),
     (put("images", 1, "file_name", value="a\0.png"), "image 2", "file_name: .*missing"),
@@ -209,7 +221,7 @@ INVALID = [
     (put(*ANNOTATION, "category_id", value=77), "annotation 31", "category_id: .*77"),
     (put(*ANNOTATION, "category_id", value=[7]), "annotation 31", r"category_id: .*whole number.*\[7\]"),
     (drop(*ANNOTATION, "bbox"), "annotation 31", "bbox: .*x, y, width, height.*missing"),
-    (put(*ANNOTATION, "bbox", value=[1, 2, 3]), "annotation 31", "bbox: .*3 numbers"),
+    (put(*ANNOTATION, "bbox", value=[1, 2, 3]), "annotation 31", r"bbox: .*\[1, 2, 3\]"),
     (put(*ANNOTATION, "bbox", value=[1, 2, None, 4]), "annotation 31", "bbox: .*finite.*None"),
     (put(*ANNOTATION, "bbox", value=[1, 2, float("nan"), 4]), "annotation 31", "bbox: .*finite.*nan"),
     (put(*ANNOTATION, "bbox", value=[1, 2, 10**400, 4]), "annotation 31", "bbox: .*finite.*1000"),
@@ -237,21 +249,23 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize(("change", "location", "facts"), INVALID, ids=[f"{p}: {w}"[:60] for _, p, w in INVALID])
-def test_invalid_entry_is_reported_with_file_and_location(tmp_path, change, location, facts):
-    content = instances()
-    change(content)
-    file = write_coco(tmp_path, content)
-    issues = Issues(collect=True)
-    dataset = read_coco(file, tmp_path / "images", issues)
-    matches = [i for i in issues.collected if i.location == location and re.search(facts, i.message)]
-    assert matches, [str(issue) for issue in issues.collected]
-    assert {issue.file for issue in issues.collected} == {str(file)}
-    if location == "annotation 31":  # only this one is skipped
-        assert len(issues.collected) == 1
-        assert sorted(annotation.id for image in dataset.images for annotation in image.annotations) == [12, 30]
-    with pytest.raises(DataError, match=r"a\.json"):
-        read_coco(file, tmp_path / "images", Issues())
+def test_invalid_entry_is_reported_with_file_and_location(subtests, new_folder):
+    for change, location, facts in INVALID:
+        folder = new_folder()
+        with subtests.test(location=str(location), facts=str(facts)):
+            content = instances()
+            change(content)
+            file = write_coco(folder, content)
+            issues = Issues(collect=True)
+            dataset = read(folder, issues)
+            matches = [i for i in issues.collected if i.location == location and re.search(facts, i.message)]
+            assert matches, [str(issue) for issue in issues.collected]
+            assert {issue.file for issue in issues.collected} == {str(file)}
+            if location == "annotation 31":  # only this one is skipped
+                assert len(issues.collected) == 1
+                assert sorted(annotation.id for image in dataset.images for annotation in image.annotations) == [12, 30]
+            with pytest.raises(DataError, match=r"instances_train\.json"):
+                read(folder)
 
 
 def test_self_intersecting_polygon_is_kept_with_a_warning(tmp_path):
@@ -259,7 +273,7 @@ def test_self_intersecting_polygon_is_kept_with_a_warning(tmp_path):
     content = instances()
     put(*ANNOTATION, "segmentation", value=[SQUARE, [5, 5, 20, 15, 20, 5, 5, 15]])(content)
     issues = Issues()
-    dataset = read_coco(write_coco(tmp_path, content), tmp_path / "images", issues)
+    dataset = read(written(tmp_path, content), issues)
     (issue,) = issues.collected
     assert (issue.location, issue.is_warning) == ("annotation 31", True)
     assert "polygon 1" in issue.message
@@ -271,24 +285,25 @@ def test_annotations_of_a_missing_image_are_not_reported_again(tmp_path):
     content = instances()
     content["images"][0]["file_name"] = "absent.png"
     issues = Issues(collect=True)
-    dataset = read_coco(write_coco(tmp_path, content), tmp_path / "images", issues)
+    dataset = read(written(tmp_path, content), issues)
     assert [issue.location for issue in issues.collected] == ["image 9"]
     assert [image.id for image in dataset.images] == [2, 5]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, '{"images": ' + "1" * 9000 + "}", "\ud800"])
-def test_invalid_json_raises_with_the_path(tmp_path, content):
-    path = write_coco(tmp_path, "")
-    path.write_bytes(content.encode("utf-8", "surrogatepass"))
-    with pytest.raises(DataError, match=r"a\.json.*JSON"):
-        read_coco(path, tmp_path, Issues())
-    assert read_class_names(path) == ()
-    assert gc.isenabled()
+def test_invalid_json_raises_with_the_path(subtests, new_folder):
+    for content in ["", "{", "[" * 100_000, '{"images": ' + "1" * 9000 + "}", "\ud800"]:
+        folder = new_folder()
+        with subtests.test(content=str(content)):
+            path = write_coco(folder, "")
+            path.write_bytes(content.encode("utf-8", "surrogatepass"))
+            with pytest.raises(DataError, match=r"instances_train\.json.*JSON"):
+                read(folder)
+            assert gc.isenabled()
 
 
 def test_json_without_an_object_raises_with_the_expected_keys(tmp_path):
-    with pytest.raises(DataError, match=r"a\.json.*images, annotations, categories.*\[\]"):
-        read_coco(write_coco(tmp_path, []), tmp_path, Issues())
+    with pytest.raises(DataError, match=r"instances_train\.json.*images, annotations, categories.*\[\]"):
+        read(written(tmp_path, []))
 
 
 def test_all_issues_are_collected(tmp_path):
@@ -297,5 +312,5 @@ def test_all_issues_are_collected(tmp_path):
     content["annotations"][1]["category_id"] = 8
     content["annotations"][2]["image_id"] = 8
     issues = Issues(collect=True)
-    read_coco(write_coco(tmp_path, content), tmp_path / "images", issues)
+    read(written(tmp_path, content), issues)
     assert [issue.location for issue in issues.collected] == ["annotation 31", "annotation 12", "annotation 30"]

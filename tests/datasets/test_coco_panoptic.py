@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from datasets.test_coco import drop, put, write_coco
-from van.datasets.annotations import Issues
-from van.datasets.coco import read_coco, read_panoptic, read_panoptic_ids
+from van.datasets.annotations import AnnotatedDataset, Issues
+from van.datasets.coco import read_coco
+from van.datasets.coco_panoptic import read_coco_panoptic, read_panoptic_ids
 from van.datasets.digits import LABELS
-from van.datasets.scene_files import BACKGROUND_ID, write_digit_scenes
+from van.datasets.scenes import BACKGROUND_ID, write_digit_scenes
 from van.errors import DataError
 
 
@@ -41,34 +42,34 @@ def panoptic() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_segments_of_digit_scenes_are_the_masks_of_their_instances(scenes, split):
-    annotations = scenes / "annotations"
-    boxes = read_coco(annotations / f"instances_{split}.json", scenes / split, Issues())
-    dataset = read_panoptic(
-        annotations / f"panoptic_{split}.json", annotations / f"panoptic_{split}", scenes / split, Issues()
-    )
-    assert dataset.class_names == (*LABELS, "background")
-    assert dataset.things == (True,) * len(LABELS) + (False,)
-    assert dataset.category_ids[-1] == BACKGROUND_ID
-    for image, other in zip(dataset.images, boxes.images, strict=True):
-        assert (image.path, image.id) == (other.path, other.id)
-        ids = read_panoptic_ids(image.mask_path)
-        assert ids.dtype == np.int32
-        assert set(np.unique(ids)) == {segment.id for segment in image.segments}
-        masks = {segment.id: ids == segment.id for segment in image.segments if dataset.things[segment.label]}
-        for annotation, mask in zip(other.annotations, masks.values(), strict=True):
-            assert np.array_equal(annotation.mask((64, 64)), mask)
+def test_segments_of_digit_scenes_are_the_masks_of_their_instances(subtests, scenes):
+    for split in ["train", "val"]:
+        with subtests.test(split=str(split)):
+            boxes = read_coco(scenes, split, Issues())
+            dataset = read_coco_panoptic(scenes, split, Issues())
+            assert dataset.class_names == (*LABELS, "background")
+            assert dataset.things == (True,) * len(LABELS) + (False,)
+            assert dataset.category_ids[-1] == BACKGROUND_ID
+            for image, other in zip(dataset.images, boxes.images, strict=True):
+                assert (image.path, image.id) == (other.path, other.id)
+                ids = read_panoptic_ids(image.mask_path)
+                assert ids.dtype == np.int32
+                assert set(np.unique(ids)) == {segment.id for segment in image.segments}
+                masks = {segment.id: ids == segment.id for segment in image.segments if dataset.things[segment.label]}
+                for annotation, mask in zip(other.annotations, masks.values(), strict=True):
+                    assert np.array_equal(annotation.mask((64, 64)), mask)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_segment_ids_are_decoded_from_colors_low_byte_first(tmp_path, mode):
-    ids = np.array([[0, 1, 255], [256, 65_535, 65_536], [70_000, 8_421_504, 2**24 - 1]])
-    colors = np.stack([ids % 256, ids // 256 % 256, ids // 65_536], -1).astype(np.uint8)
-    image = Image.fromarray(colors)
-    image = image.quantize(16) if mode == "P" else image.convert(mode)
-    image.save(tmp_path / "a.png")
-    assert np.array_equal(read_panoptic_ids(tmp_path / "a.png"), ids)
+def test_segment_ids_are_decoded_from_colors_low_byte_first(subtests, new_folder):
+    for mode in ["RGB", "RGBA", "P"]:
+        folder = new_folder()
+        with subtests.test(mode=str(mode)):
+            ids = np.array([[0, 1, 255], [256, 65_535, 65_536], [70_000, 8_421_504, 2**24 - 1]])
+            colors = np.stack([ids % 256, ids // 256 % 256, ids // 65_536], -1).astype(np.uint8)
+            image = Image.fromarray(colors)
+            image = image.quantize(16) if mode == "P" else image.convert(mode)
+            image.save(folder / "a.png")
+            assert np.array_equal(read_panoptic_ids(folder / "a.png"), ids)
 
 
 def test_unreadable_panoptic_mask_raises_with_the_path(tmp_path):
@@ -103,29 +104,31 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize(("change", "location", "facts"), INVALID)
-def test_invalid_entry_is_reported_with_file_and_location(tmp_path, change, location, facts):
-    content = panoptic()
-    write_mask(tmp_path)
-    valid = read_panoptic(write_coco(tmp_path, content), tmp_path / "masks", tmp_path / "images", Issues())
-    assert [(s.id, s.label, s.crowd) for s in valid.images[0].segments] == [(70000, 1, True), (3, 0, False)]
-    change(content)
-    issues = Issues(collect=True)
-    file = write_coco(tmp_path, content)
-    read_panoptic(file, tmp_path / "masks", tmp_path / "images", issues)
-    assert any(i.location == location and re.search(facts, i.message) for i in issues.collected), issues.collected
-    assert {issue.file for issue in issues.collected} == {str(file)}
+def test_invalid_entry_is_reported_with_file_and_location(subtests, new_folder):
+    for change, location, facts in INVALID:
+        folder = new_folder()
+        with subtests.test(location=str(location), facts=str(facts)):
+            content = panoptic()
+            valid = read(folder, content, Issues())
+            assert [(s.id, s.label, s.crowd) for s in valid.images[0].segments] == [(70000, 1, True), (3, 0, False)]
+            change(content)
+            issues = Issues(collect=True)
+            read(folder, content, issues)
+            assert any(i.location == location and re.search(facts, i.message) for i in issues.collected), (
+                issues.collected
+            )
+            assert {issue.file for issue in issues.collected} == {str(folder / "annotations" / "panoptic_train.json")}
 
 
-def write_mask(root: Path) -> None:
-    """Write the only mask that ``panoptic`` refers to."""
-    (root / "masks").mkdir(exist_ok=True)
-    Image.new("RGB", (40, 30), (3, 0, 0)).save(root / "masks" / "a.png")
+def read(root: Path, content: Any, issues: Issues) -> AnnotatedDataset:
+    """Write the annotation file, its images and its only mask, and read them."""
+    write_coco(root, content, "panoptic")
+    Image.new("RGB", (40, 30), (3, 0, 0)).save(root / "panoptic_train" / "a.png")
+    return read_coco_panoptic(root, "train", issues)
 
 
 def test_second_annotation_of_an_image_raises(tmp_path):
     content = panoptic()
     content["annotations"].append(copy.deepcopy(content["annotations"][0]))
-    write_mask(tmp_path)
     with pytest.raises(DataError, match=r"annotation of image 4: image_id: .*4"):
-        read_panoptic(write_coco(tmp_path, content), tmp_path / "masks", tmp_path / "images", Issues())
+        read(tmp_path, content, Issues())

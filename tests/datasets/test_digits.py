@@ -134,9 +134,9 @@ def test_interrupted_writing_leaves_no_files(tmp_path, monkeypatch):
 
 
 def test_concurrent_writers_get_the_same_digits(tmp_path):
-    with ThreadPoolExecutor(3) as pool:
-        splits = list(pool.map(lambda _: find_or_write_digits(tmp_path / "digits"), range(3)))
-    assert splits[0] == splits[1] == splits[2]
+    with ThreadPoolExecutor(2) as pool:
+        splits = list(pool.map(lambda _: find_or_write_digits(tmp_path / "digits"), range(2)))
+    assert splits[0] == splits[1]
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 

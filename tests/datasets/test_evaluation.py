@@ -38,14 +38,15 @@ def validation_samples(root: Path, task: str, class_names: tuple[str, ...] | Non
     return samples
 
 
-@pytest.mark.parametrize("task", TASK_TARGETS)
-def test_each_task_reads_the_validation_split_with_its_target_type(scenes, task):
-    for root in (dataset_root(scenes, task), scenes):  # the parent folder is accepted, too
-        samples = validation_samples(root, task)
-        assert len(samples) == 3
-        assert samples.target_type == TASK_TARGETS[task]
-        assert samples.dataset.class_names == task_class_names(task)
-        assert samples[0]["image"].shape == (3, 64, 64)
+def test_each_task_reads_the_validation_split_with_its_target_type(subtests, scenes):
+    for task in TASK_TARGETS:
+        with subtests.test(task=str(task)):
+            for root in (dataset_root(scenes, task), scenes):  # the parent folder is accepted, too
+                samples = validation_samples(root, task)
+                assert len(samples) == 3
+                assert samples.target_type == TASK_TARGETS[task]
+                assert samples.dataset.class_names == task_class_names(task)
+                assert samples[0]["image"].shape == (3, 64, 64)
 
 
 def test_classification_reads_class_folders(tmp_path):
@@ -116,10 +117,10 @@ def test_dataset_without_validation_split_raises(copied):
         validation_samples(copied / "coco", "detect")
 
 
-@pytest.mark.parametrize(("task", "rule"), [("pose", RULE), ("detect", CenterCropPreprocess(image_size=32))])
-def test_task_without_evaluation_raises(scenes, task, rule):
-    with pytest.raises(UsageError, match=f"classify, detect, instances.*'{task}'"):
-        evaluation_dataset(scenes, task=task, class_names=("0",), preprocess=rule)
+def test_task_without_evaluation_raises(subtests, scenes):
+    for task, rule in [("pose", RULE), ("detect", CenterCropPreprocess(image_size=32))]:
+        with subtests.test(task=str(task)), pytest.raises(UsageError, match=f"classify, detect, instances.*'{task}'"):
+            evaluation_dataset(scenes, task=task, class_names=("0",), preprocess=rule)
 
 
 def test_skipped_annotations_are_logged(tmp_path):

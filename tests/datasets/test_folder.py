@@ -9,8 +9,8 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 from datasets.synthetic import make_image, write_classes
+from van.datasets.annotations import VALIDATION_NAMES
 from van.datasets.folder import (
-    VALIDATION_NAMES,
     TrainValSplits,
     find_validation_folder,
     load_image_folder,
@@ -83,14 +83,16 @@ def test_adding_a_class_keeps_the_split_of_the_others(tmp_path):
         assert names_by_split(after, label) == names_by_split(before, label)
 
 
-@pytest.mark.parametrize("name", VALIDATION_NAMES)
-def test_folder_with_its_own_splits_keeps_them(tmp_path, name):
-    write_classes(tmp_path / "train", COUNTS)
-    write_classes(tmp_path / name, {"ant": 1, "bee": 3, "cat": 1})
-    splits = load_image_folder(tmp_path, val_fraction=0.5)
-    assert sources(splits.train) == set((tmp_path / "train").rglob("*.png"))
-    assert sources(splits.validation) == set((tmp_path / name).rglob("*.png"))
-    assert splits.class_names == ("ant", "bee", "cat")
+def test_folder_with_its_own_splits_keeps_them(subtests, new_folder):
+    for name in VALIDATION_NAMES:
+        folder = new_folder()
+        with subtests.test(name=str(name)):
+            write_classes(folder / "train", COUNTS)
+            write_classes(folder / name, {"ant": 1, "bee": 3, "cat": 1})
+            splits = load_image_folder(folder, val_fraction=0.5)
+            assert sources(splits.train) == set((folder / "train").rglob("*.png"))
+            assert sources(splits.validation) == set((folder / name).rglob("*.png"))
+            assert splits.class_names == ("ant", "bee", "cat")
 
 
 def test_train_folder_alone_is_split(tmp_path):
@@ -136,18 +138,16 @@ def test_suffixes_are_case_insensitive(tmp_path):
     assert len(load_image_folder(tmp_path).train) == 2
 
 
-@pytest.mark.parametrize(
-    ("counts", "facts"),
-    [
+def test_invalid_folder_raises_with_the_reason(subtests, new_folder):
+    for counts, facts in [
         ({}, "no subfolders"),
         ({"ant": 3, "bee": 0}, "none in bee"),
         ({"ant": 3, "bee": 1}, "bee: .*2 images.*1"),
         ({"val": 2, "test": 2}, "test, val without a train folder"),
-    ],
-)
-def test_invalid_folder_raises_with_the_reason(tmp_path, counts, facts):
-    with pytest.raises(DataError, match=facts):
-        load_image_folder(write_classes(tmp_path, counts))
+    ]:
+        folder = new_folder()
+        with subtests.test(counts=str(counts), facts=str(facts)), pytest.raises(DataError, match=facts):
+            load_image_folder(write_classes(folder, counts))
 
 
 def test_missing_folder_and_file_raise_with_the_path(tmp_path):
@@ -173,11 +173,13 @@ def test_empty_validation_class_raises(tmp_path):
         load_image_folder(tmp_path)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
-def test_fraction_that_leaves_a_split_empty_raises(tmp_path, fraction):
-    write_classes(tmp_path, COUNTS)
-    with pytest.raises(UsageError, match=rf"--val-fraction.*{fraction}"):
-        load_image_folder(tmp_path, val_fraction=fraction)
+def test_fraction_that_leaves_a_split_empty_raises(subtests, new_folder):
+    for fraction in [0.0, 1.0, -0.1, float("nan")]:
+        folder = new_folder()
+        with subtests.test(fraction=str(fraction)):
+            write_classes(folder, COUNTS)
+            with pytest.raises(UsageError, match=rf"--val-fraction.*{fraction}"):
+                load_image_folder(folder, val_fraction=fraction)
 
 
 def test_evaluation_reads_the_validation_split_or_the_folder_itself(tmp_path):

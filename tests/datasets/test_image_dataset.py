@@ -80,14 +80,16 @@ def test_animation_gives_its_first_frame(tmp_path):
     assert (colors(tmp_path / "moving.gif") == (0, 255, 0)).all()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 2)])
-def test_smallest_and_thinnest_images_are_transformed(tmp_path, size):
-    Image.new("RGB", size, (255, 0, 0)).save(tmp_path / "thin.png")
-    augment = training_transform(RULE, AugmentSettings(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5))
-    for transform in (RULE, augment):
-        output = read(tmp_path / "thin.png", transform)["image"]
-        assert output.shape == (3, 16, 16)
-        assert output.isfinite().all()
+def test_smallest_and_thinnest_images_are_transformed(subtests, new_folder):
+    for size in [(1, 1), (1, 3000), (3000, 1), (2, 2)]:
+        folder = new_folder()
+        with subtests.test(size=str(size)):
+            Image.new("RGB", size, (255, 0, 0)).save(folder / "thin.png")
+            augment = training_transform(RULE, AugmentSettings(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5))
+            for transform in (RULE, augment):
+                output = read(folder / "thin.png", transform)["image"]
+                assert output.shape == (3, 16, 16)
+                assert output.isfinite().all()
 
 
 def test_preprocessing_is_applied(tmp_path):

@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from van.datasets.annotations import IGNORE_INDEX
-from van.datasets.joint_augment import JointAugmentSettings
-from van.datasets.joint_transform import JointTransform
+from van.datasets.augment import JointAugmentSettings
+from van.datasets.dense_dataset import JointTransform
 from van.datasets.scenes import generate_digit_scenes
 from van.errors import UsageError
 from van.preprocess import ResizePreprocess
@@ -74,7 +74,7 @@ def rectangles(seed: int, size: tuple[int, int] = (64, 64)):
 
 def transform(sample, augment: JointAugmentSettings, seed: int, rule: ResizePreprocess = RULE):
     with seeded(seed):
-        return JointTransform(rule, augment, ignore_index=IGNORE_INDEX)(sample)
+        return JointTransform(rule, augment)(sample)
 
 
 def box_of(mask: Tensor) -> list[int]:
@@ -191,14 +191,17 @@ def test_padding_has_the_mean_color_the_ignore_index_and_no_objects():
     assert output["boxes"].equal(sample["boxes"])
 
 
-@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
-def test_padding_of_maps_keeps_the_dtype_and_the_greatest_id(dtype):
-    greatest = torch.iinfo(dtype).max if dtype == torch.int16 else 256**3 - 1
-    ids = tv_tensors.Mask(torch.full((8, 8), greatest, dtype=dtype))
-    sample = {"image": tv_tensors.Image(torch.zeros(3, 8, 8, dtype=torch.uint8)), "segmentation_map": ids}
-    output = transform(sample, JointAugmentSettings(scale=(1.5, 1.5), crop_size=100, hflip=1.0), 0)["segmentation_map"]
-    assert output.dtype == dtype
-    assert output.unique().tolist() == [IGNORE_INDEX, greatest]
+def test_padding_of_maps_keeps_the_dtype_and_the_greatest_id(subtests):
+    for dtype in [torch.int16, torch.int32]:
+        with subtests.test(dtype=str(dtype)):
+            greatest = torch.iinfo(dtype).max if dtype == torch.int16 else 256**3 - 1
+            ids = tv_tensors.Mask(torch.full((8, 8), greatest, dtype=dtype))
+            sample = {"image": tv_tensors.Image(torch.zeros(3, 8, 8, dtype=torch.uint8)), "segmentation_map": ids}
+            output = transform(sample, JointAugmentSettings(scale=(1.5, 1.5), crop_size=100, hflip=1.0), 0)[
+                "segmentation_map"
+            ]
+            assert output.dtype == dtype
+            assert output.unique().tolist() == [IGNORE_INDEX, greatest]
 
 
 def max_class_fractions(max_class_fraction: float) -> list[float]:
@@ -276,32 +279,33 @@ def test_photometric_distortion_keeps_masks_and_the_order_of_colors():
             assert pixels[mask][:, strong].min() > pixels[mask][:, ~strong].max()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (100, 10_000), (10_000, 100), (1, 3000), (63, 65)])
-@pytest.mark.parametrize("augment", [JointAugmentSettings(hflip=1.0), JITTER], ids=["whole", "jitter"])
-def test_images_of_any_shape_keep_their_aspect_ratio_and_object(size, augment):
-    rows, columns = size
-    mask = np.ones(size, bool)
-    sample = make_sample(np.full((*size, 3), 99, np.uint8), [(0, 0, columns, rows)], [0], [mask])
-    output = transform(sample, augment, 1)
-    if not augment.crop_size:
-        assert output["image"].shape[1:] == RULE.resized_size(size)
-        assert max(output["image"].shape[1:]) <= 128
-    assert output["labels"].tolist() == [0]
-    assert output["boxes"].tolist()[0] == pytest.approx(box_of(output["masks"][0]), abs=0.01)
+def test_images_of_any_shape_keep_their_aspect_ratio_and_object(subtests):
+    for augment in [JointAugmentSettings(hflip=1.0), JITTER]:
+        for size in [(1, 1), (100, 10_000), (10_000, 100), (1, 3000), (63, 65)]:
+            with subtests.test(size=str(size), augment=str(augment)):
+                rows, columns = size
+                mask = np.ones(size, bool)
+                sample = make_sample(np.full((*size, 3), 99, np.uint8), [(0, 0, columns, rows)], [0], [mask])
+                output = transform(sample, augment, 1)
+                if not augment.crop_size:
+                    assert output["image"].shape[1:] == RULE.resized_size(size)
+                    assert max(output["image"].shape[1:]) <= 128
+                assert output["labels"].tolist() == [0]
+                assert output["boxes"].tolist()[0] == pytest.approx(box_of(output["masks"][0]), abs=0.01)
 
 
-@pytest.mark.parametrize("augment", [JointAugmentSettings(), JITTER], ids=["whole", "jitter"])
-def test_sample_without_objects_is_transformed(augment):
-    sample = make_sample(np.full((50, 70, 3), 99, np.uint8), [], [], [])
-    output = transform(sample, augment, 2)
-    assert output["boxes"].shape == (0, 4)
-    assert output["labels"].dtype == torch.int64
-    assert output["masks"].shape == (0, *output["image"].shape[1:])
+def test_sample_without_objects_is_transformed(subtests):
+    for augment in [JointAugmentSettings(), JITTER]:
+        with subtests.test(augment=str(augment)):
+            sample = make_sample(np.full((50, 70, 3), 99, np.uint8), [], [], [])
+            output = transform(sample, augment, 2)
+            assert output["boxes"].shape == (0, 4)
+            assert output["labels"].dtype == torch.int64
+            assert output["masks"].shape == (0, *output["image"].shape[1:])
 
 
-@pytest.mark.parametrize(
-    ("values", "facts"),
-    [
+def test_invalid_setting_raises_with_its_flag_and_value(subtests):
+    for values, facts in [
         ({"scale": (2.0, 1.0)}, r"--scale.*\(2\.0, 1\.0\)"),
         ({"scale": (0.0, 1.0)}, r"--scale"),
         ({"scale": (float("nan"), 1.0)}, r"--scale"),
@@ -309,8 +313,6 @@ def test_sample_without_objects_is_transformed(augment):
         ({"hflip": 1.5}, r"--hflip.*0 to 1.*1\.5"),
         ({"photometric_distort": float("nan")}, "--photometric-distort.*nan"),
         ({"max_class_fraction": -0.1}, r"--max-class-fraction.*-0\.1"),
-    ],
-)
-def test_invalid_setting_raises_with_its_flag_and_value(values, facts):
-    with pytest.raises(UsageError, match=facts):
-        JointAugmentSettings(**values)
+    ]:
+        with subtests.test(values=str(values), facts=str(facts)), pytest.raises(UsageError, match=facts):
+            JointAugmentSettings(**values)

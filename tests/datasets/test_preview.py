@@ -3,12 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from van.datasets.annotations import AnnotatedDataset, Annotation, ImageRecord, SegmentAnnotation
+from van.datasets.annotations import CLASSES, AnnotatedDataset, Annotation, DatasetView, ImageRecord, SegmentAnnotation
 from van.datasets.preview import draw_preview
-from van.datasets.views import CLASSES, DatasetView
 from van.visualization.drawing import class_color
 
 BAR_PX, MARGIN_PX, SIDE_PX = 22, 8, 480
@@ -39,18 +37,20 @@ def extent(grid: np.ndarray, color: tuple[int, int, int]) -> tuple[int, int, int
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
 
-@pytest.mark.parametrize(
-    ("size", "scale"), [((960, 1920), 0.25), ((480, 480), 1.0), ((60, 120), 4.0), ((97, 480), 1.0)]
-)
-def test_boxes_are_drawn_at_their_positions_in_large_and_small_images(tmp_path, size, scale):
-    rows, columns = size
-    path = save(tmp_path / "a.png", Image.new("RGB", (columns, rows), GRAY))
-    box = (columns / 2, rows / 2, columns * 3 / 4, rows * 3 / 4)
-    annotations = (Annotation(label=1, box=box),)
-    grid = preview(tmp_path, view_of("boxes", ImageRecord(path=path, name="a.png", id=1, annotations=annotations)))
-    left, _, right, bottom = extent(grid, class_color(1))
-    for drawn, expected in ((left, box[0]), (right, box[2]), (bottom, box[3])):  # the label is above the box
-        assert abs(drawn - expected * scale) <= 3
+def test_boxes_are_drawn_at_their_positions_in_large_and_small_images(subtests, new_folder):
+    for size, scale in [((960, 1920), 0.25), ((480, 480), 1.0), ((60, 120), 4.0), ((97, 480), 1.0)]:
+        folder = new_folder()
+        with subtests.test(size=str(size), scale=str(scale)):
+            rows, columns = size
+            path = save(folder / "a.png", Image.new("RGB", (columns, rows), GRAY))
+            box = (columns / 2, rows / 2, columns * 3 / 4, rows * 3 / 4)
+            annotations = (Annotation(label=1, box=box),)
+            grid = preview(
+                folder, view_of("boxes", ImageRecord(path=path, name="a.png", id=1, annotations=annotations))
+            )
+            left, _, right, bottom = extent(grid, class_color(1))
+            for drawn, expected in ((left, box[0]), (right, box[2]), (bottom, box[3])):  # the label is above the box
+                assert abs(drawn - expected * scale) <= 3
 
 
 def halves(size: tuple[int, int]) -> np.ndarray:
@@ -59,28 +59,30 @@ def halves(size: tuple[int, int]) -> np.ndarray:
     return values
 
 
-@pytest.mark.parametrize("size", [(300, 1000), (480, 480), (33, 70)])
-@pytest.mark.parametrize("target_type", ["semantic", "panoptic", "masks"])
-def test_masks_are_drawn_at_their_positions(tmp_path, target_type, size):
-    path = save(tmp_path / "a.png", Image.new("RGB", size[::-1], GRAY))
-    values = halves(size)
-    stored = np.stack([values + 1, values * 0, values * 0], -1) if target_type == "panoptic" else values
-    whole = (size[1] // 2, 0, size[1], size[0])
-    segmentation = [[float(n) for n in (whole[0], 0, whole[2], 0, whole[2], whole[3], whole[0], whole[3])]]
-    image = ImageRecord(
-        path=path,
-        name="a.png",
-        id=1,
-        mask_path=save(tmp_path / "mask.png", stored),
-        segments=(SegmentAnnotation(id=1, label=0), SegmentAnnotation(id=2, label=1)),
-        annotations=(Annotation(label=1, box=tuple(map(float, whole)), segmentation=segmentation),),
-    )
-    grid = preview(tmp_path, view_of(target_type, image))
-    row = grid[MARGIN_PX + BAR_PX + 40, MARGIN_PX : MARGIN_PX + SIDE_PX]
-    inner = {x: tuple(row[x].tolist()) for x in (60, 180, 300, 420)}
-    assert inner[60] == inner[180] != inner[300] == inner[420]
-    towards = np.array(class_color(1)) - GRAY
-    assert (np.array(inner[300]) - GRAY) @ towards > 0
+def test_masks_are_drawn_at_their_positions(subtests, new_folder):
+    for target_type in ["semantic", "panoptic", "masks"]:
+        for size in [(300, 1000), (480, 480), (33, 70)]:
+            folder = new_folder()
+            with subtests.test(size=str(size), target_type=str(target_type)):
+                path = save(folder / "a.png", Image.new("RGB", size[::-1], GRAY))
+                values = halves(size)
+                stored = np.stack([values + 1, values * 0, values * 0], -1) if target_type == "panoptic" else values
+                whole = (size[1] // 2, 0, size[1], size[0])
+                segmentation = [[float(n) for n in (whole[0], 0, whole[2], 0, whole[2], whole[3], whole[0], whole[3])]]
+                image = ImageRecord(
+                    path=path,
+                    name="a.png",
+                    id=1,
+                    mask_path=save(folder / "mask.png", stored),
+                    segments=(SegmentAnnotation(id=1, label=0), SegmentAnnotation(id=2, label=1)),
+                    annotations=(Annotation(label=1, box=tuple(map(float, whole)), segmentation=segmentation),),
+                )
+                grid = preview(folder, view_of(target_type, image))
+                row = grid[MARGIN_PX + BAR_PX + 40, MARGIN_PX : MARGIN_PX + SIDE_PX]
+                inner = {x: tuple(row[x].tolist()) for x in (60, 180, 300, 420)}
+                assert inner[60] == inner[180] != inner[300] == inner[420]
+                towards = np.array(class_color(1)) - GRAY
+                assert (np.array(inner[300]) - GRAY) @ towards > 0
 
 
 def test_every_view_has_equally_many_images_spread_over_all_of_it(tmp_path):

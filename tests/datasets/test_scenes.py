@@ -14,8 +14,7 @@ from van.datasets.annotations import Issues
 from van.datasets.digits import LABELS, load_digits
 from van.datasets.folder import load_image_folder
 from van.datasets.formats import load_split
-from van.datasets.scene_files import BACKGROUND_ID, encode_rle, write_digit_scenes
-from van.datasets.scenes import Scene, generate_digit_scenes
+from van.datasets.scenes import BACKGROUND_ID, Scene, encode_rle, generate_digit_scenes, write_digit_scenes
 from van.errors import UsageError
 
 
@@ -40,33 +39,35 @@ def test_scene_does_not_depend_on_the_count(scenes):
     assert other.image.tobytes() != scenes[0].image.tobytes()
 
 
-@pytest.mark.parametrize(
-    ("split", "count", "image_size", "seed", "digest"),
-    [
+def test_scenes_of_a_seed_equal_the_recorded_ones(subtests):
+    """The digests were recorded before ``max_digits`` was added."""
+    for split, count, image_size, seed, digest in [
         ("train", 12, 128, 0, "f809d2c05266659e4f34a3b7b0c8fcc8cf5e1bbbc19e5a11f065aea92fe9e21b"),
         ("val", 12, 64, 0, "d5f2119c0c595b6bbac4f3bbe31ae1a9b6cf7bee8dbdf389f8c5ea3a0c5a938d"),
         ("train", 40, 32, 3, "797d21955e5d06166538a71390df9fd484961bef02190c23a04fe534a30735c1"),
-    ],
-)
-def test_scenes_of_a_seed_equal_the_recorded_ones(split, count, image_size, seed, digest):
-    """The digests were recorded before ``max_digits`` was added."""
-    recomputed = hashlib.sha256()
-    for scene in generate_digit_scenes(split, count=count, image_size=image_size, seed=seed):
-        recomputed.update(scene.image.tobytes())
-        for each in scene.objects:
-            recomputed.update(bytes([each.label]) + each.mask.tobytes())
-    assert recomputed.hexdigest() == digest
+    ]:
+        with subtests.test(
+            split=str(split), count=str(count), image_size=str(image_size), seed=str(seed), digest=str(digest)
+        ):
+            recomputed = hashlib.sha256()
+            for scene in generate_digit_scenes(split, count=count, image_size=image_size, seed=seed):
+                recomputed.update(scene.image.tobytes())
+                for each in scene.objects:
+                    recomputed.update(bytes([each.label]) + each.mask.tobytes())
+            assert recomputed.hexdigest() == digest
 
 
-@pytest.mark.parametrize("max_digits", [1, 2, 9])
-def test_scenes_have_at_most_max_digits(max_digits):
-    counts = [
-        len(scene.objects) for scene in generate_digit_scenes("val", count=150, image_size=96, max_digits=max_digits)
-    ]
-    assert max(counts) <= max_digits
-    assert max(counts) > max_digits / 2
-    if max_digits == 1:
-        assert set(counts) == {1}
+def test_scenes_have_at_most_max_digits(subtests):
+    for max_digits in [1, 2, 9]:
+        with subtests.test(max_digits=str(max_digits)):
+            counts = [
+                len(scene.objects)
+                for scene in generate_digit_scenes("val", count=150, image_size=96, max_digits=max_digits)
+            ]
+            assert max(counts) <= max_digits
+            assert max(counts) > max_digits / 2
+            if max_digits == 1:
+                assert set(counts) == {1}
 
 
 def test_scene_of_one_digit_is_generated_again_if_the_digit_has_no_ink(monkeypatch):
@@ -132,34 +133,37 @@ def test_run_lengths_follow_coco(rows, columns, seed):
     assert np.array_equal(runs.reshape(columns, rows).T.astype(bool), mask)
 
 
-@pytest.mark.parametrize(("split", "count"), [("train", 6), ("val", 3)])
-def test_files_contain_the_annotations_of_the_scenes(folder, split, count):
-    coco, ade = folder / "coco", folder / "ade"
-    instances = json.loads((coco / "annotations" / f"instances_{split}.json").read_text())
-    panoptic = json.loads((coco / "annotations" / f"panoptic_{split}.json").read_text())
-    ade_split = {"train": "training", "val": "validation"}[split]
-    assert [category["name"] for category in instances["categories"]] == list(LABELS)
-    assert len({annotation["id"] for annotation in instances["annotations"]}) == len(instances["annotations"])
-    for index, scene in enumerate(generate_digit_scenes(split, count=count, image_size=64)):
-        image = instances["images"][index]
-        assert Image.open(coco / split / image["file_name"]).tobytes() == scene.image.tobytes()
-        assert Image.open(ade / "images" / ade_split / image["file_name"]).tobytes() == scene.image.tobytes()
-        annotations = [a for a in instances["annotations"] if a["image_id"] == image["id"]]
-        for annotation, each in zip(annotations, scene.objects, strict=True):
-            x, y, width, height = annotation["bbox"]
-            assert (x, y, x + width, y + height) == each.box
-            assert annotation["category_id"] == each.label + 1
-            assert annotation["segmentation"] == encode_rle(each.mask)
-        semantic = np.asarray(Image.open(ade / "annotations" / ade_split / image["file_name"]))
-        assert np.array_equal(semantic, scene.semantic_mask() + 1)
-        colors = np.asarray(Image.open(coco / "annotations" / f"panoptic_{split}" / image["file_name"])).astype(int)
-        ids = colors @ [1, 256, 65536]
-        entry = panoptic["annotations"][index]
-        category = {segment["id"]: segment["category_id"] for segment in entry["segments_info"]}
-        category_ids = np.vectorize(category.__getitem__)(ids)
-        assert np.array_equal(np.where(category_ids == BACKGROUND_ID, 0, category_ids), scene.semantic_mask())
-        assert all((ids == segment["id"]).sum() == segment["area"] for segment in entry["segments_info"])
-    assert (ade / "classes.txt").read_text().splitlines() == ["background", *LABELS]
+def test_files_contain_the_annotations_of_the_scenes(subtests, folder):
+    for split, count in [("train", 6), ("val", 3)]:
+        with subtests.test(split=str(split), count=str(count)):
+            coco, ade = folder / "coco", folder / "ade"
+            instances = json.loads((coco / "annotations" / f"instances_{split}.json").read_text())
+            panoptic = json.loads((coco / "annotations" / f"panoptic_{split}.json").read_text())
+            ade_split = {"train": "training", "val": "validation"}[split]
+            assert [category["name"] for category in instances["categories"]] == list(LABELS)
+            assert len({annotation["id"] for annotation in instances["annotations"]}) == len(instances["annotations"])
+            for index, scene in enumerate(generate_digit_scenes(split, count=count, image_size=64)):
+                image = instances["images"][index]
+                assert Image.open(coco / split / image["file_name"]).tobytes() == scene.image.tobytes()
+                assert Image.open(ade / "images" / ade_split / image["file_name"]).tobytes() == scene.image.tobytes()
+                annotations = [a for a in instances["annotations"] if a["image_id"] == image["id"]]
+                for annotation, each in zip(annotations, scene.objects, strict=True):
+                    x, y, width, height = annotation["bbox"]
+                    assert (x, y, x + width, y + height) == each.box
+                    assert annotation["category_id"] == each.label + 1
+                    assert annotation["segmentation"] == encode_rle(each.mask)
+                semantic = np.asarray(Image.open(ade / "annotations" / ade_split / image["file_name"]))
+                assert np.array_equal(semantic, scene.semantic_mask() + 1)
+                colors = np.asarray(Image.open(coco / "annotations" / f"panoptic_{split}" / image["file_name"])).astype(
+                    int
+                )
+                ids = colors @ [1, 256, 65536]
+                entry = panoptic["annotations"][index]
+                category = {segment["id"]: segment["category_id"] for segment in entry["segments_info"]}
+                category_ids = np.vectorize(category.__getitem__)(ids)
+                assert np.array_equal(np.where(category_ids == BACKGROUND_ID, 0, category_ids), scene.semantic_mask())
+                assert all((ids == segment["id"]).sum() == segment["area"] for segment in entry["segments_info"])
+            assert (ade / "classes.txt").read_text().splitlines() == ["background", *LABELS]
 
 
 def test_scenes_of_one_digit_are_written_as_class_folders_too(tmp_path):
@@ -190,7 +194,7 @@ def test_existing_files_are_kept_and_nothing_is_written_partially(folder, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("split", "count", "image_size"), [("test", 1, 64), ("train", 0, 64), ("train", 1, 31)])
-def test_invalid_arguments_raise(split, count, image_size):
-    with pytest.raises(UsageError, match=r"expected"):
-        next(generate_digit_scenes(split, count=count, image_size=image_size))
+def test_invalid_arguments_raise(subtests):
+    for split, count, image_size in [("test", 1, 64), ("train", 0, 64), ("train", 1, 31)]:
+        with subtests.test(split=str(split)), pytest.raises(UsageError, match=r"expected"):
+            next(generate_digit_scenes(split, count=count, image_size=image_size))

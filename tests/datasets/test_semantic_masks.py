@@ -11,15 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from van.datasets.annotations import IGNORE_INDEX, Issues
-from van.datasets.scene_files import write_digit_scenes
-from van.datasets.semantic_masks import (
-    CITYSCAPES,
-    find_unknown_values,
-    load_semantic_mask,
-    read_mask_values,
-    read_semantic_masks,
-)
-from van.errors import DataError, ImageError, UsageError
+from van.datasets.cityscapes import CITYSCAPES
+from van.datasets.formats import FORMATS, load_split
+from van.datasets.scenes import write_digit_scenes
+from van.datasets.semantic_masks import count_mask_values, load_semantic_mask, read_mask_values
+from van.errors import DataError, ImageError
 
 VALUES = np.array([[0, 1, 2], [3, 255, 1]], np.uint8)
 
@@ -39,12 +35,14 @@ def write_plain(root: Path, split: str, *masks: np.ndarray) -> Path:
 
 
 def read(root: Path, split: str = "train"):
-    return read_semantic_masks(root, split, Issues())
+    """Read by the format that recognizes the folder; a split may be empty."""
+    (reader,) = [each.read for each in FORMATS.values() if "segment" in each.tasks and each.recognize(root, split)]
+    return reader(root, split, Issues())
 
 
 def issues_of(root: Path, split: str = "train") -> list[str]:
     issues = Issues(collect=True)
-    read_semantic_masks(root, split, issues)
+    load_split(root, split, target_type="semantic", issues=issues)
     return [str(issue).replace(f"{root}/", "") for issue in issues.collected]
 
 
@@ -56,13 +54,13 @@ def scenes(tmp_path_factory) -> Path:
 
 
 def test_digit_scenes_are_found_below_their_folder_with_their_class_names(scenes):
-    dataset = read(scenes)
+    dataset = read(scenes / "ade")
     assert dataset.class_names[:3] == ("background", "0", "1")
     assert dataset.mask_values == dataset.category_ids == tuple(range(1, 12))
     assert [image.name for image in dataset.images] == ["000000.png", "000001.png", "000002.png"]
     assert [image.id for image in dataset.images] == [1, 2, 3]
     assert dataset.images[0].mask_path == scenes / "ade" / "annotations" / "training" / "000000.png"
-    assert len(read(scenes, "val").images) == 2
+    assert len(read(scenes / "ade", "val").images) == 2
     labels = load_semantic_mask(dataset.images[0].mask_path, dataset.mask_values)
     stored = np.asarray(Image.open(dataset.images[0].mask_path))
     assert (labels == stored.astype(int) - 1).all()
@@ -87,34 +85,44 @@ def test_ade_class_names_are_the_first_synonyms_of_object_info(tmp_path):
     head = "Idx\tRatio\tTrain\tVal\tStuff\tName\n"
     rows = "1\t0.15\t11\t2\t1\twall\n2\t0.10\t6\t6\t1\tbuilding, edifice\n3\t0.09\t8\t7\t1\tchest of drawers\n"
     (tmp_path / "ADEChallengeData2016" / "objectInfo150.txt").write_text(head + rows)
-    assert read(tmp_path).class_names == ("wall", "building", "chest of drawers")
+    assert read(tmp_path / "ADEChallengeData2016").class_names == ("wall", "building", "chest of drawers")
 
 
-@pytest.mark.parametrize(
-    ("kind", "values"), [("labelTrainIds", tuple(range(19))), ("labelIds", tuple(CITYSCAPES.values()))]
-)
-def test_cityscapes_has_the_same_19_classes_from_both_kinds_of_mask(tmp_path, kind, values):
-    for split, city in (("train", "aachen"), ("val", "lindau")):
-        save(
-            tmp_path / "leftImg8bit" / split / city / f"{city}_000000_000019_leftImg8bit.png", Image.new("RGB", (3, 1))
-        )
-        stem = tmp_path / "gtFine" / split / city / f"{city}_000000_000019_gtFine_"
-        save(Path(f"{stem}{kind}.png"), np.array([[values[0], values[13], 255 if values[0] == 0 else 4]], np.uint8))
-        save(Path(f"{stem}instanceIds.png"), np.zeros((1, 3), np.uint16))
-        save(Path(f"{stem}color.png"), Image.new("RGBA", (3, 1)))
-    dataset = read(tmp_path)
-    (image,) = dataset.images
-    assert (len(dataset.class_names), dataset.class_names[0], dataset.class_names[13], dataset.class_names[18]) == (
-        19,
-        "road",
-        "car",
-        "bicycle",
-    )
-    assert dataset.mask_values == values
-    assert image.name == "aachen/aachen_000000_000019_leftImg8bit.png"
-    assert load_semantic_mask(image.mask_path, dataset.mask_values).tolist() == [[0, 13, IGNORE_INDEX]]
-    assert find_unknown_values(read_mask_values(image.mask_path), dataset.mask_values) == {}
-    assert [p.name[:6] for p in read(tmp_path, "val").images] == ["lindau"]
+def test_cityscapes_has_the_same_19_classes_from_both_kinds_of_mask(subtests, new_folder):
+    for kind, values in [("labelTrainIds", tuple(range(19))), ("labelIds", tuple(CITYSCAPES.values()))]:
+        folder = new_folder()
+        with subtests.test(kind=str(kind), values=str(values)):
+            for split, city in (("train", "aachen"), ("val", "lindau")):
+                save(
+                    folder / "leftImg8bit" / split / city / f"{city}_000000_000019_leftImg8bit.png",
+                    Image.new("RGB", (3, 1)),
+                )
+                stem = folder / "gtFine" / split / city / f"{city}_000000_000019_gtFine_"
+                save(
+                    Path(f"{stem}{kind}.png"),
+                    np.array([[values[0], values[13], 255 if values[0] == 0 else 4]], np.uint8),
+                )
+                save(Path(f"{stem}instanceIds.png"), np.zeros((1, 3), np.uint16))
+                save(Path(f"{stem}color.png"), Image.new("RGBA", (3, 1)))
+            dataset = read(folder)
+            (image,) = dataset.images
+            assert (
+                len(dataset.class_names),
+                dataset.class_names[0],
+                dataset.class_names[13],
+                dataset.class_names[18],
+            ) == (
+                19,
+                "road",
+                "car",
+                "bicycle",
+            )
+            assert dataset.mask_values == values
+            assert image.name == "aachen/aachen_000000_000019_leftImg8bit.png"
+            assert load_semantic_mask(image.mask_path, dataset.mask_values).tolist() == [[0, 13, IGNORE_INDEX]]
+            known = {*dataset.mask_values, *dataset.unlabeled_values, 255}
+            assert set(count_mask_values(image.mask_path).counts) <= known
+            assert [p.name[:6] for p in read(folder, "val").images] == ["lindau"]
 
 
 def test_cityscapes_train_ids_are_preferred_and_a_missing_mask_is_reported(tmp_path):
@@ -148,18 +156,20 @@ def test_classes_are_named_in_order_from_value_0(tmp_path):
     assert dataset.mask_values == (0, 1, 2, 3)
 
 
-@pytest.mark.parametrize("names", [None, "background\nobject\n"])
-def test_masks_with_no_other_values_than_0_and_255_have_two_classes(tmp_path, names):
-    write_plain(tmp_path, "train", np.array([[0, 255]], np.uint8), np.array([[0, 0]], np.uint8))
-    if names:
-        (tmp_path / "classes.txt").write_text(names)
-    dataset = read(tmp_path)
-    assert dataset.mask_values == (0, 255)
-    assert dataset.class_names == (("background", "object") if names else ("class 0", "class 255"))
-    others = write_plain(tmp_path / "others", "train", np.array([[0, 255, 1]], np.uint8))
-    if names:
-        (others / "classes.txt").write_text(names)
-    assert read(others).mask_values == (0, 1)  # negative control: here 255 is the ignore index
+def test_masks_with_no_other_values_than_0_and_255_have_two_classes(subtests, new_folder):
+    for names in [None, "background\nobject\n"]:
+        folder = new_folder()
+        with subtests.test(names=str(names)):
+            write_plain(folder, "train", np.array([[0, 255]], np.uint8), np.array([[0, 0]], np.uint8))
+            if names:
+                (folder / "classes.txt").write_text(names)
+            dataset = read(folder)
+            assert dataset.mask_values == (0, 255)
+            assert dataset.class_names == (("background", "object") if names else ("class 0", "class 255"))
+            others = write_plain(folder / "others", "train", np.array([[0, 255, 1]], np.uint8))
+            if names:
+                (others / "classes.txt").write_text(names)
+            assert read(others).mask_values == (0, 1)  # negative control: here 255 is the ignore index
 
 
 def test_dataset_without_splits_is_split_reproducibly(tmp_path):
@@ -189,37 +199,32 @@ def test_images_and_masks_without_counterpart_are_reported_and_skipped(tmp_path)
         read(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("folders", "facts"),
-    [
-        ((), "images/ and annotations/"),
+def test_folder_of_another_layout_raises(subtests, new_folder):
+    for folders, facts in [
         (("images", "masks"), "images: .*no images"),
         (("images/val", "masks/val"), "images: .*train.*val"),
-    ],
-)
-def test_folder_of_another_layout_raises(tmp_path, folders, facts):
-    for name in folders:
-        (tmp_path / name).mkdir(parents=True)
-    with pytest.raises(DataError, match=facts):
-        read(tmp_path)
-    with pytest.raises(UsageError, match=r"split: .*train or val.*'test'"):
-        read(tmp_path, "test")
+    ]:
+        folder = new_folder()
+        with subtests.test(facts=str(facts)):
+            for name in folders:
+                (folder / name).mkdir(parents=True)
+            with pytest.raises(DataError, match=facts):
+                read(folder)
 
 
-@pytest.mark.parametrize(
-    ("content", "facts"),
-    [
+def test_class_list_with_duplicates_or_empty_lines_raises(subtests, new_folder):
+    for content, facts in [
         (b"a\n\nb\n", "empty line"),
         (b"", "empty line"),
         (b"a\nb\na\n", "'a'"),
         (b"\xff\xfea\n", "UTF-8"),
-    ],
-)
-def test_class_list_with_duplicates_or_empty_lines_raises(tmp_path, content, facts):
-    write_plain(tmp_path, "train", VALUES)
-    (tmp_path / "classes.txt").write_bytes(content)
-    with pytest.raises(DataError, match=rf"classes\.txt: .*{facts}"):
-        read(tmp_path)
+    ]:
+        folder = new_folder()
+        with subtests.test(content=str(content), facts=str(facts)):
+            write_plain(folder, "train", VALUES)
+            (folder / "classes.txt").write_bytes(content)
+            with pytest.raises(DataError, match=rf"classes\.txt: .*{facts}"):
+                read(folder)
 
 
 def palette(values: np.ndarray) -> Image.Image:
@@ -240,22 +245,26 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_mask_values_do_not_depend_on_the_file_format(tmp_path, name):
-    path = save(tmp_path / name, FILES[name]())
-    assert read_mask_values(path).tolist() == VALUES.tolist()
-    labels = load_semantic_mask(path, (1, 2, 3))
-    assert (labels.dtype, labels.tolist()) == (np.int16, [[IGNORE_INDEX, 0, 1], [2, IGNORE_INDEX, 0]])
-    assert labels.flags.writeable
+def test_mask_values_do_not_depend_on_the_file_format(subtests, new_folder):
+    for name in FILES:
+        folder = new_folder()
+        with subtests.test(name=str(name)):
+            path = save(folder / name, FILES[name]())
+            assert read_mask_values(path).tolist() == VALUES.tolist()
+            labels = load_semantic_mask(path, (1, 2, 3))
+            assert (labels.dtype, labels.tolist()) == (np.int16, [[IGNORE_INDEX, 0, 1], [2, IGNORE_INDEX, 0]])
+            assert labels.flags.writeable
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
-def test_palettes_of_few_bits_are_read_by_index(tmp_path, bits):
-    values = VALUES % 2**bits
-    path = tmp_path / "map.png"
-    palette(values).save(path, bits=bits)
-    assert path.read_bytes()[24] == bits  # the bit depth in the header
-    assert read_mask_values(path).tolist() == values.tolist()
+def test_palettes_of_few_bits_are_read_by_index(subtests, new_folder):
+    for bits in [1, 2, 4]:
+        folder = new_folder()
+        with subtests.test(bits=str(bits)):
+            values = VALUES % 2**bits
+            path = folder / "map.png"
+            palette(values).save(path, bits=bits)
+            assert path.read_bytes()[24] == bits  # the bit depth in the header
+            assert read_mask_values(path).tolist() == values.tolist()
 
 
 def test_one_bit_masks_have_values_0_and_1(tmp_path):
@@ -269,15 +278,16 @@ def test_one_bit_masks_have_values_0_and_1(tmp_path):
 def test_values_above_255_are_distinguished(tmp_path):
     path = save(tmp_path / "map.png", np.array([[300, 44, 65_535, 0]], np.uint16))  # 300 is 44 in 8 bits
     assert load_semantic_mask(path, (44, 300)).tolist() == [[1, 0, IGNORE_INDEX, IGNORE_INDEX]]
-    assert find_unknown_values(read_mask_values(path), (44, 300)) == {}
-    assert find_unknown_values(read_mask_values(path), (0, 44)) == {300: 0.25}
+    assert count_mask_values(path) == ((1, 4), 65_535, {0: 1, 44: 1, 300: 1, 65_535: 1})
 
 
-@pytest.mark.parametrize("size", [(1, 1), (100, 10_000), (10_000, 100)])
-def test_mask_may_have_any_size(tmp_path, size):
-    values = (np.arange(size[0] * size[1]).reshape(size) % 5).astype(np.uint8)
-    path = save(tmp_path / "map.png", values)
-    assert (load_semantic_mask(path, tuple(range(5))) == values).all()
+def test_mask_may_have_any_size(subtests, new_folder):
+    for size in [(1, 1), (100, 10_000), (10_000, 100)]:
+        folder = new_folder()
+        with subtests.test(size=str(size)):
+            values = (np.arange(size[0] * size[1]).reshape(size) % 5).astype(np.uint8)
+            path = save(folder / "map.png", values)
+            assert (load_semantic_mask(path, tuple(range(5))) == values).all()
 
 
 def truncate(path: Path) -> None:
@@ -303,16 +313,18 @@ INVALID = {
 }
 
 
-@pytest.mark.parametrize("reason", INVALID)
-def test_invalid_mask_file_raises_with_path_and_reason(tmp_path, reason):
-    path = tmp_path / "map.png"
-    INVALID[reason](path)
-    with pytest.raises(DataError) as caught:
-        load_semantic_mask(path, (0, 1))
-    assert str(caught.value).startswith(f"{path}: ")
-    assert reason in str(caught.value)
-    with pytest.raises(ImageError):
-        read_mask_values(path)
+def test_invalid_mask_file_raises_with_path_and_reason(subtests, new_folder):
+    for reason in INVALID:
+        folder = new_folder()
+        with subtests.test(reason=str(reason)):
+            path = folder / "map.png"
+            INVALID[reason](path)
+            with pytest.raises(DataError) as caught:
+                load_semantic_mask(path, (0, 1))
+            assert str(caught.value).startswith(f"{path}: ")
+            assert reason in str(caught.value)
+            with pytest.raises(ImageError):
+                read_mask_values(path)
 
 
 def test_mask_of_too_many_pixels_raises_before_decoding(tmp_path, monkeypatch):
@@ -337,13 +349,8 @@ def test_label_of_a_pixel_is_the_index_of_its_value(tmp_path_factory, data):
     )
     expected = [known.index(value) if value in known else IGNORE_INDEX for value in values.tolist()]
     assert load_semantic_mask(path, tuple(known)).reshape(-1).tolist() == expected
-    expected_known = {*known, greatest} | ({0} if 0 not in known else set())
-    fractions = {
-        value: count / values.size for value, count in zip(*np.unique(values, return_counts=True), strict=True)
-    }
-    assert find_unknown_values(read_mask_values(path), tuple(known)) == {
-        v: s for v, s in fractions.items() if v not in expected_known
-    }
+    present, counts = np.unique(values, return_counts=True)
+    assert count_mask_values(path).counts == dict(zip(present.tolist(), counts.tolist(), strict=True))
 
 
 def test_19_cityscapes_ids_are_ascending_and_among_the_34():

@@ -27,16 +27,20 @@ def write_image(root: Path, name: str, *objects: str, head: str = "") -> None:
     (root / "Annotations" / f"{name}.xml").write_text(text)
 
 
+def write_root(folder: Path) -> Path:
+    write_image(folder, "b", xml_object(), xml_object("cat", (40, 30, 40, 30), "<difficult>1</difficult>"))
+    write_image(folder, "a")
+    write_image(
+        folder, "c", xml_object("ant", (5.5, 6, 20, 30), "<difficult>0</difficult><part><name>leg</name></part>")
+    )
+    (folder / "ImageSets" / "Main" / "train.txt").write_text("b\na  1\n")
+    (folder / "ImageSets" / "Main" / "val.txt").write_text("c -1\n\n")
+    return folder
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    write_image(tmp_path, "b", xml_object(), xml_object("cat", (40, 30, 40, 30), "<difficult>1</difficult>"))
-    write_image(tmp_path, "a")
-    write_image(
-        tmp_path, "c", xml_object("ant", (5.5, 6, 20, 30), "<difficult>0</difficult><part><name>leg</name></part>")
-    )
-    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("b\na  1\n")
-    (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("c -1\n\n")
-    return tmp_path
+    return write_root(tmp_path)
 
 
 def test_boxes_run_from_edge_to_edge_and_difficult_objects_are_crowds(root):
@@ -72,49 +76,56 @@ def test_trainval_is_the_training_split_only_without_a_val_list(root):
         read_voc(root, "val", Issues())
 
 
-@pytest.mark.parametrize(
-    ("invalid", "facts"),
-    [
-        (xml_object(""), "name: .*class"),
-        (xml_object(corners=(5, 1, 4, 9)), r"box: .*width.*\(4, 0\) to \(4, 9\)"),
-        (xml_object(corners=(5, 9, 5, 8)), r"box: .*height.*\(4, 8\) to \(5, 8\)"),
-        (xml_object(corners=(1, 1, 42, 5)), r"box: .*40x30.*\(0, 0\) to \(42, 5\)"),
-        (xml_object(corners=(1, "x", 4, 5)), "bndbox/ymin: .*'x'"),
-        (xml_object(corners=(1, 1, "nan", 5)), "bndbox/xmax: .*finite.*'nan'"),
-        (xml_object(corners=(1, 1, "1e999", 5)), "bndbox/xmax: .*finite.*'1e999'"),
-        ("<object><name>dog</name></object>", "bndbox/xmin: .*missing"),
-        (xml_object(more="<difficult>maybe</difficult>"), "difficult: .*0 or 1.*'maybe'"),
-    ],
-)
-def test_invalid_object_is_reported_and_only_it_is_skipped(root, invalid, facts):
-    write_image(root, "b", xml_object(), invalid, xml_object("cat"))
-    issues = Issues(collect=True)
-    dataset = read_voc(root, "train", issues)
-    (issue,) = issues.collected
-    assert issue[:2] == (str(root / "Annotations" / "b.xml"), "object 2")
-    assert re.search(facts, issue.message)
-    assert [dataset.class_names[annotation.label] for annotation in dataset.images[0].annotations] == ["dog", "cat"]
-    with pytest.raises(DataError, match=r"b\.xml: object 2: "):
-        read_voc(root, "train", Issues())
+INVALID_OBJECTS = [
+    (xml_object(""), "name: .*class"),
+    (xml_object(corners=(5, 1, 4, 9)), r"box: .*width.*\(4, 0\) to \(4, 9\)"),
+    (xml_object(corners=(5, 9, 5, 8)), r"box: .*height.*\(4, 8\) to \(5, 8\)"),
+    (xml_object(corners=(1, 1, 42, 5)), r"box: .*40x30.*\(0, 0\) to \(42, 5\)"),
+    (xml_object(corners=(1, "x", 4, 5)), "bndbox/ymin: .*'x'"),
+    (xml_object(corners=(1, 1, "nan", 5)), "bndbox/xmax: .*finite.*'nan'"),
+    (xml_object(corners=(1, 1, "1e999", 5)), "bndbox/xmax: .*finite.*'1e999'"),
+    ("<object><name>dog</name></object>", "bndbox/xmin: .*missing"),
+    (xml_object(more="<difficult>maybe</difficult>"), "difficult: .*0 or 1.*'maybe'"),
+]
 
 
-@pytest.mark.parametrize(
-    ("content", "facts"),
-    [
-        ("", "cannot be read as XML"),
-        ("<annotation><size>", "cannot be read as XML"),
-        ("<annotation>&growing;</annotation>", "cannot be read as XML"),
-        ("<annotation/>", "size/width: .*missing"),
-        ("<annotation><size><width>0</width><height>30</height></size></annotation>", "size: .*0x30"),
-        ("<!DOCTYPE annotation><annotation/>", "DOCTYPE"),
-        ('<!DOCTYPE a [<!ENTITY b "bbb"><!ENTITY c "&b;&b;">]><a>&c;</a>', "DOCTYPE"),
-        ('<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>', "DOCTYPE"),
-    ],
-)
-def test_invalid_xml_file_raises_with_the_path(root, content, facts):
-    (root / "Annotations" / "b.xml").write_text(content)
-    with pytest.raises(DataError, match=rf"b\.xml: .*{facts}"):
-        read_voc(root, "train", Issues())
+def test_invalid_object_is_reported_and_only_it_is_skipped(subtests, new_folder):
+    for invalid, facts in INVALID_OBJECTS:
+        root = write_root(new_folder())
+        with subtests.test(invalid=invalid):
+            write_image(root, "b", xml_object(), invalid, xml_object("cat"))
+            issues = Issues(collect=True)
+            dataset = read_voc(root, "train", issues)
+            (issue,) = issues.collected
+            assert issue[:2] == (str(root / "Annotations" / "b.xml"), "object 2")
+            assert re.search(facts, issue.message)
+            assert [dataset.class_names[annotation.label] for annotation in dataset.images[0].annotations] == [
+                "dog",
+                "cat",
+            ]
+            with pytest.raises(DataError, match=r"b\.xml: object 2: "):
+                read_voc(root, "train", Issues())
+
+
+INVALID_FILES = [
+    ("", "cannot be read as XML"),
+    ("<annotation><size>", "cannot be read as XML"),
+    ("<annotation>&growing;</annotation>", "cannot be read as XML"),
+    ("<annotation/>", "size/width: .*missing"),
+    ("<annotation><size><width>0</width><height>30</height></size></annotation>", "size: .*0x30"),
+    ("<!DOCTYPE annotation><annotation/>", "DOCTYPE"),
+    ('<!DOCTYPE a [<!ENTITY b "bbb"><!ENTITY c "&b;&b;">]><a>&c;</a>', "DOCTYPE"),
+    ('<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><a>&b;</a>', "DOCTYPE"),
+]
+
+
+def test_invalid_xml_file_raises_with_the_path(subtests, new_folder):
+    for content, facts in INVALID_FILES:
+        root = write_root(new_folder())
+        with subtests.test(content=content):
+            (root / "Annotations" / "b.xml").write_text(content)
+            with pytest.raises(DataError, match=rf"b\.xml: .*{facts}"):
+                read_voc(root, "train", Issues())
 
 
 def test_doctype_is_rejected_in_any_encoding(root):
@@ -124,24 +135,26 @@ def test_doctype_is_rejected_in_any_encoding(root):
         read_voc(root, "train", Issues())
 
 
-@pytest.mark.parametrize(
-    ("line", "facts"),
-    [
-        ("../c", r"JPEGImages.*'\.\./c'"),
-        ("/etc/passwd", "JPEGImages.*'/etc/passwd'"),
-        ("..\\c", "JPEGImages"),
-        ("absent", r"absent\.jpg.*missing"),
-        ("b", "once.*'b'"),
-    ],
-)
-def test_invalid_line_of_a_list_is_reported(root, line, facts):
-    (root / "ImageSets" / "Main" / "train.txt").write_text(f"b\n{line}\na\n")
-    issues = Issues(collect=True)
-    dataset = read_voc(root, "train", issues)
-    (issue,) = issues.collected
-    assert issue[:2] == (str(root / "ImageSets" / "Main" / "train.txt"), "line 2")
-    assert re.search(facts, issue.message)
-    assert [image.name for image in dataset.images] == ["b.jpg", "a.jpg"]
+INVALID_LINES = [
+    ("../c", r"JPEGImages.*'\.\./c'"),
+    ("/etc/passwd", "JPEGImages.*'/etc/passwd'"),
+    ("..\\c", "JPEGImages"),
+    ("absent", r"absent\.jpg.*missing"),
+    ("b", "once.*'b'"),
+]
+
+
+def test_invalid_line_of_a_list_is_reported(subtests, new_folder):
+    for line, facts in INVALID_LINES:
+        root = write_root(new_folder())
+        with subtests.test(line=line):
+            (root / "ImageSets" / "Main" / "train.txt").write_text(f"b\n{line}\na\n")
+            issues = Issues(collect=True)
+            dataset = read_voc(root, "train", issues)
+            (issue,) = issues.collected
+            assert issue[:2] == (str(root / "ImageSets" / "Main" / "train.txt"), "line 2")
+            assert re.search(facts, issue.message)
+            assert [image.name for image in dataset.images] == ["b.jpg", "a.jpg"]
 
 
 def test_image_without_xml_file_raises(root):

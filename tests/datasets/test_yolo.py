@@ -64,24 +64,23 @@ def test_fractions_refer_to_the_image_after_exif_rotation(tmp_path):
     assert image.annotations[0].box == (5, 0, 15, 20)
 
 
-@pytest.mark.parametrize(
-    "data_yaml",
-    [
+def test_splits_are_found_in_every_form_of_data_yaml(subtests, new_folder):
+    for data_yaml in [
         "names: {1: dog, 0: cat}\ntrain: images/train\nval: images/val\n",
         "names: [cat, dog]\ntrain: ../images/train\nvalid: ../images/val\n",
         "names: [cat, dog]\npath: /moved/since\ntrain: [images/train]\nval: images/val\n",
         "names: [cat, dog]\npath: images\ntrain: train\nval: val\n",
         "names: [cat, dog]\ntrain: train.txt\ntest: images/val\n",
-    ],
-)
-def test_splits_are_found_in_every_form_of_data_yaml(tmp_path, data_yaml):
-    write_yolo(tmp_path, "0 0.5 0.5 0.5 0.5", data_yaml)
-    (tmp_path / "train.txt").write_text("./images/train/b.jpg\n\nimages/train/a.jpg\n")
-    train, val = (read_yolo(tmp_path, split, Issues()) for split in ("train", "val"))
-    assert train.class_names == val.class_names == ("cat", "dog")
-    assert sorted(image.path.name for image in train.images) == ["a.jpg", "b.jpg"]
-    assert sum(len(image.annotations) for image in train.images) == 1
-    assert [image.path.name for image in val.images] == ["c.jpg"]
+    ]:
+        folder = new_folder()
+        with subtests.test(data_yaml=str(data_yaml)):
+            write_yolo(folder, "0 0.5 0.5 0.5 0.5", data_yaml)
+            (folder / "train.txt").write_text("./images/train/b.jpg\n\nimages/train/a.jpg\n")
+            train, val = (read_yolo(folder, split, Issues()) for split in ("train", "val"))
+            assert train.class_names == val.class_names == ("cat", "dog")
+            assert sorted(image.path.name for image in train.images) == ["a.jpg", "b.jpg"]
+            assert sum(len(image.annotations) for image in train.images) == 1
+            assert [image.path.name for image in val.images] == ["c.jpg"]
 
 
 def test_single_yaml_file_may_have_any_name(tmp_path):
@@ -92,9 +91,8 @@ def test_single_yaml_file_may_have_any_name(tmp_path):
         read_yolo(tmp_path, "train", Issues())
 
 
-@pytest.mark.parametrize(
-    ("line", "facts"),
-    [
+def test_invalid_line_is_reported_and_only_it_is_skipped(subtests, new_folder):
+    for line, facts in [
         ("2 0.5 0.5 0.5 0.5", "class: .*0 to 1.*2"),
         ("-1 0.5 0.5 0.5 0.5", "class: .*-1"),
         ("0.5 0.5 0.5 0.5 0.5", r"class: .*0\.5"),
@@ -111,18 +109,21 @@ def test_single_yaml_file_may_have_any_name(tmp_path):
         ("0 0.9 0.5 0.5 0.5", "box: .*40x20"),
         ("0 0.1 0.1 0.9 0.9 0.9 1.2", "polygon 0: .*40x20"),
         ("0 0.1 0.1 0.9 0.1 0.5 0.1", "box: .*height"),
-    ],
-)
-def test_invalid_line_is_reported_and_only_it_is_skipped(tmp_path, line, facts):
-    write_yolo(tmp_path, f"{TRIANGLE}\n{line}\n0 0.5 0.5 0.5 0.5\n")
-    issues = Issues(collect=True)
-    dataset = read_yolo(tmp_path, "train", issues)
-    (issue,) = issues.collected
-    assert issue[:2] == (str(tmp_path / "labels" / "train" / "b.txt"), "line 2")
-    assert re.search(facts, issue.message)
-    assert [(annotation.label, annotation.id) for annotation in dataset.images[1].annotations] == [(1, 1), (0, 2)]
-    with pytest.raises(DataError, match=r"b\.txt: line 2: "):
-        read_yolo(tmp_path, "train", Issues())
+    ]:
+        folder = new_folder()
+        with subtests.test(line=str(line), facts=str(facts)):
+            write_yolo(folder, f"{TRIANGLE}\n{line}\n0 0.5 0.5 0.5 0.5\n")
+            issues = Issues(collect=True)
+            dataset = read_yolo(folder, "train", issues)
+            (issue,) = issues.collected
+            assert issue[:2] == (str(folder / "labels" / "train" / "b.txt"), "line 2")
+            assert re.search(facts, issue.message)
+            assert [(annotation.label, annotation.id) for annotation in dataset.images[1].annotations] == [
+                (1, 1),
+                (0, 2),
+            ]
+            with pytest.raises(DataError, match=r"b\.txt: line 2: "):
+                read_yolo(folder, "train", Issues())
 
 
 def test_self_intersecting_polygon_is_kept_with_a_warning(tmp_path):
@@ -151,12 +152,11 @@ def test_split_without_any_text_file_raises(tmp_path):
         read_yolo(write_yolo(tmp_path), "train", Issues())
 
 
-@pytest.mark.parametrize(
-    ("data_yaml", "facts"),
-    [
+def test_invalid_data_yaml_raises_with_the_key(subtests, new_folder):
+    for data_yaml, facts in [
         ("", "names, train and val"),
         ("names: [cat", "cannot be read as YAML"),
-        ("[" * 5000, "cannot be read as YAML"),
+        ("[" * 1500, "cannot be read as YAML"),
         ("!!python/object/apply:os.getcwd []", "cannot be read as YAML"),
         ("train: images/train", "names: .*nothing"),
         ("names: cat\ntrain: images/train", "names: .*list.*'cat'"),
@@ -169,11 +169,10 @@ def test_split_without_any_text_file_raises(tmp_path):
         ("names: [cat, dog]\ntrain: images/absent", "train: .*images/absent"),
         ("names: [cat, dog]\ntrain: 3", "train: .*3"),
         ("names: [cat, dog]\ntrain: images/train\nkpt_shape: [17, 3]", "kpt_shape"),
-    ],
-)
-def test_invalid_data_yaml_raises_with_the_key(tmp_path, data_yaml, facts):
-    with pytest.raises(DataError, match=rf"data\.yaml.*{facts}"):
-        read_yolo(write_yolo(tmp_path, TRIANGLE, data_yaml), "train", Issues())
+    ]:
+        folder = new_folder()
+        with subtests.test(data_yaml=str(data_yaml)), pytest.raises(DataError, match=rf"data\.yaml.*{facts}"):
+            read_yolo(write_yolo(folder, TRIANGLE, data_yaml), "train", Issues())
 
 
 def test_class_names_that_are_numbers_become_text(tmp_path):

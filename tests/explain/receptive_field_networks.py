@@ -5,8 +5,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from van.backbones.van import VAN
 from van.explain.receptive_fields import theoretical_receptive_fields
-from van.models.van import VAN
 from van.visualization.receptive_fields import Span
 
 SLOWER = settings(max_examples=25, deadline=None)

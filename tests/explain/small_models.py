@@ -1,6 +1,5 @@
 """Small networks of every supported kind, and images of odd sizes."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from torch import nn
 
 import van  # noqa: F401  registers VAN with timm
 from van.checkpoint import Checkpoint
-from van.models.build import create_model
-from van.models.load import LoadedModel
+from van.heads import create_model
+from van.model import Model
 from van.preprocess import CenterCropPreprocess, ResizePreprocess
 
 LABELS = ("ant", "bee", "cat", "dog")
@@ -25,7 +24,7 @@ SMALL_VIT: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_s
 
 def small(
     name: str = "van_b0", *, image_size: int = 128, seed: int = 0, class_names: tuple[str, ...] = LABELS, **options: Any
-) -> LoadedModel:
+) -> Model:
     """Return a classifier with random weights; layer scales are one, so that every block has an effect."""
     torch.manual_seed(seed)
     options = {**(SMALL_VAN if name.startswith("van") else {}), **options}
@@ -33,8 +32,8 @@ def small(
     for parameter_name, parameter in model.named_parameters():
         if "layer_scale" in parameter_name or parameter_name.endswith("gamma"):
             nn.init.ones_(parameter)
-    return LoadedModel(
-        model=model,
+    return Model(
+        model,
         name=name,
         options=options,
         task="classify",
@@ -43,12 +42,12 @@ def small(
     )
 
 
-def dense(task: str, head: dict[str, Any], class_names: tuple[str, ...], *, min_size: int = 96) -> LoadedModel:
+def dense(task: str, head: dict[str, Any], class_names: tuple[str, ...], *, min_size: int = 96) -> Model:
     """Return a small detector or segmenter with random weights."""
     torch.manual_seed(0)
     model = create_model("van_b0", num_classes=len(class_names), options=head).eval()
-    return LoadedModel(
-        model=model,
+    return Model(
+        model,
         name="van_b0",
         options=head,
         task=task,
@@ -57,9 +56,9 @@ def dense(task: str, head: dict[str, Any], class_names: tuple[str, ...], *, min_
     )
 
 
-def in_double(loaded: LoadedModel) -> LoadedModel:
+def in_double(loaded: Model) -> Model:
     """Return the same network in float64."""
-    return dataclasses.replace(loaded, model=loaded.model.double())
+    return loaded.replace(network=loaded.network.double())
 
 
 def image(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -79,7 +78,7 @@ def write_small(path: Path, name: str = "van_b0", **options: Any) -> Path:
         model_options=loaded.options,
         class_names=loaded.class_names,
         preprocess=loaded.preprocess,
-        state=loaded.model.state_dict(),
+        state=loaded.network.state_dict(),
     ).save(path)
     return path
 

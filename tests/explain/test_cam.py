@@ -72,7 +72,7 @@ DEFINITIONS = {
 @pytest.mark.parametrize("size", [(96, 96), (101, 67)])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_equals_its_definition_on_van(method, size):
-    network = small().model.double()
+    network = small().network.double()
     images = torch.randn(2, 3, *size, dtype=torch.float64)
     expected = DEFINITIONS[method](*activations_and_gradients(network, images, (1, 3))).clamp(min=0)
     found = maps_of(network, images, (1, 3), method=method)
@@ -84,7 +84,7 @@ def test_every_method_equals_its_definition_on_van(method, size):
 
 def test_hires_cam_is_zero_before_a_layer_norm():
     """The reason for its absence: the norm is invariant to the scale of a cell, so gradient and cell are orthogonal."""
-    network = small().model.double()
+    network = small().network.double()
     maps, gradients = activations_and_gradients(network, torch.randn(2, 3, 96, 96, dtype=torch.float64), (1, 3))
     each = gradients * maps
     assert (each.sum(1).abs() / each.abs().sum(1)).max() < 1e-4  # what remains is due to the eps of the norm
@@ -136,7 +136,7 @@ def test_the_scaled_map_equals_that_of_pytorch_grad_cam(name, options):
     from pytorch_grad_cam.utils.image import scale_cam_image
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    network = small(name, **options).model
+    network = small(name, **options).network
     images = torch.randn(2, 3, 128, 128)
     layer = find_layer(network)
     reshape = (lambda output: output.permute(0, 3, 1, 2)) if name.startswith("swin") else None
@@ -149,7 +149,7 @@ def test_the_scaled_map_equals_that_of_pytorch_grad_cam(name, options):
 
 
 def test_a_score_that_does_not_depend_on_the_layer_is_rejected():
-    network = small().model
+    network = small().network
     layer = find_layer(network)
     with record_activations(layer) as records:
         network(torch.zeros(1, 3, 64, 64))
@@ -158,7 +158,7 @@ def test_a_score_that_does_not_depend_on_the_layer_is_rejected():
 
 
 def test_unknown_methods_and_too_many_cells_are_rejected():
-    network = small().model
+    network = small().network
     layer = find_layer(network, "stage1")
     with record_activations(layer) as records:
         score = network(torch.zeros(1, 3, 320, 320)).sum()

@@ -16,7 +16,7 @@ from van.errors import ImageError, UsageError
 from van.explain.cam import METHODS
 from van.explain.explainer import Explainer
 from van.explain.targets import resolve_class_indices
-from van.models.load import LoadedModel, imagenet_class_names
+from van.model import Model, imagenet_class_names
 from van.predictions import Classification, Detections, Segmentation
 
 SIZES = ((160, 120), (97, 301), (128, 128), (53, 40))
@@ -47,7 +47,7 @@ def test_the_map_is_grad_cam_of_the_preprocessed_image():
     loaded = in_double(small())
     shown = image(300, 200)
     explanation = Explainer(loaded)(shown)
-    model: Any = loaded.model
+    model: Any = loaded.network
     x = loaded.preprocess(shown)[None].double()
     for stage in (1, 2, 3):
         block = getattr(model, f"block{stage}")(getattr(model, f"patch_embed{stage}")(x))
@@ -144,7 +144,7 @@ def test_other_weights_give_another_map():
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "eigen-cam"])
 def test_a_constant_network_has_a_constant_map(method):
     loaded = small()
-    model: Any = loaded.model
+    model: Any = loaded.network
     nn.init.zeros_(model.head.weight)
     heatmap = Explainer(loaded)(image(128, 100), method=method).maps[0]
     assert heatmap.is_constant
@@ -153,7 +153,7 @@ def test_a_constant_network_has_a_constant_map(method):
 
 def test_the_network_is_unchanged_even_after_an_error():
     loaded = small()
-    model: Any = loaded.model
+    model: Any = loaded.network
     explainer = Explainer(loaded)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 7)
@@ -174,7 +174,7 @@ def test_the_network_is_unchanged_even_after_an_error():
 def test_frozen_networks_and_inference_mode_give_the_same_map():
     loaded = small()
     expected = Explainer(loaded)(image(128, 128))
-    loaded.model.requires_grad_(False)
+    loaded.network.requires_grad_(False)
     assert_same(Explainer(loaded)(image(128, 128)), expected)
     with torch.inference_mode():
         assert_same(Explainer(loaded)(image(128, 128)), expected)
@@ -191,7 +191,7 @@ def test_threads_share_one_network():
     def work(job: int):
         if job % 3 == 2:  # a third of the jobs only run the network
             with torch.no_grad():
-                return loaded.model(noise)
+                return loaded.network(noise)
         return explainer(shown[job % 6], top=2)
 
     with ThreadPoolExecutor(max_workers=4) as pool:
@@ -199,14 +199,14 @@ def test_threads_share_one_network():
     for job, one in enumerate(found):
         if job % 3 != 2:
             assert_same(one, expected[job % 6])
-    assert sum(hooks_of(loaded.model)) == 0
+    assert sum(hooks_of(loaded.network)) == 0
 
 
 def test_bfloat16_gives_nearly_the_same_map():
     shown = image(128, 128)
     expected = Explainer(small())(shown, classes=[1]).maps[0]
     loaded = small()
-    loaded.model.bfloat16()
+    loaded.network.bfloat16()
     found = Explainer(loaded)(shown, classes=[1]).maps[0]
     assert found.values.dtype == np.float32
     assert np.corrcoef(found.values.ravel(), expected.values.ravel())[0, 1] > 0.95
@@ -225,7 +225,7 @@ def test_a_dense_network_s_map_is_the_gradient_of_its_own_score(task):
     """Reference: the gradient of the same score by the block's output, with a plain hook."""
     loaded = dense(task, {**HEADS[task], **SMALL_VAN} if task != "panoptic" else HEADS[task], task_class_names(task))
     if task in ("detect", "instances"):
-        raise_scores(loaded.model, task)
+        raise_scores(loaded.network, task)
     if task == "panoptic":
         loaded = with_thing_classes(loaded)
     explainer = Explainer(loaded)
@@ -235,7 +235,7 @@ def test_a_dense_network_s_map_is_the_gradient_of_its_own_score(task):
     assert len(found.maps) == 1
     heatmap = found.maps[0]
     records: list[torch.Tensor] = []
-    network: Any = loaded.model
+    network: Any = loaded.network
     handle = network.backbone.block3[-1].register_forward_hook(lambda m, a, output: records.append(output))
     output = network([loaded.preprocess(shown)])[0]
     handle.remove()
@@ -269,18 +269,18 @@ def raise_scores(network: Any, task: str) -> None:
             layer.bias.fill_(-0.5)
 
 
-def with_thing_classes(loaded: LoadedModel) -> LoadedModel:
+def with_thing_classes(loaded: Model) -> Model:
     things = [label != "background" for label in loaded.class_names]
-    network: Any = loaded.model
+    network: Any = loaded.network
     with torch.no_grad():
         network.segmenter.class_predictor.bias[-1] = -9  # never "no object"
         network.segmenter.class_predictor.weight.normal_(std=0.5)
-    return dataclasses.replace(loaded, task_options={"things": things})
+    return loaded.replace(task_options={"things": things})
 
 
 def test_a_box_selects_the_detection_with_the_highest_iou():
     loaded = dense("detect", {**HEADS["detect"], **SMALL_VAN}, task_class_names("detect"))
-    raise_scores(loaded.model, "detect")
+    raise_scores(loaded.network, "detect")
     explainer = Explainer(loaded)
     shown = image(120, 80, seed=3)
     detection = explainer(shown, top=30).prediction[-1]
@@ -349,7 +349,7 @@ def test_invalid_arguments_are_rejected(explainer, options, message):
 def test_empty_input_is_valid_and_arrays_are_rejected():
     explainer = Explainer(small())
     assert explainer([]) == []
-    with pytest.raises(UsageError, match=r"expected a path.*ndarray"):
+    with pytest.raises(UsageError, match=r"expected an RGB array.*float64"):
         explainer([np.zeros((3, 3, 3))])
     with pytest.raises(UsageError, match=r"van_b0.*classes"):
-        Explainer(dataclasses.replace(small(), class_names=()))
+        Explainer(small().replace(class_names=()))

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from explain.small_models import SMALL_VAN, dense
+from van.backbones.van import VAN
 from van.datasets.digits import LABELS
 from van.datasets.scenes import Scene, generate_digit_scenes
 from van.errors import ShapeError, UsageError
@@ -32,8 +33,7 @@ from van.explain.faithfulness import (
     random_map,
     summarize,
 )
-from van.models.load import LoadedModel
-from van.models.van import VAN
+from van.model import Model
 from van.preprocess import CenterCropPreprocess
 from van.visualization.heatmap import Heatmap
 
@@ -69,8 +69,8 @@ def network() -> VAN:
 
 
 def explainer_of(model: nn.Module, side_px: int = SIDE_PX) -> Explainer:
-    loaded = LoadedModel(
-        model=model, name="van", options={}, task="classify", class_names=LABELS,
+    loaded = Model(
+        model, name="van", options={}, task="classify", class_names=LABELS,
         preprocess=CenterCropPreprocess(image_size=side_px, crop_fraction=1.0),
     )  # fmt: skip
     return Explainer(loaded, device="cpu")
@@ -207,7 +207,7 @@ def test_a_detector_is_evaluated_by_pointing_games_only():
     untrained = Explainer(loaded, device="cpu")
     with pytest.raises(UsageError, match="no metric applies to 2 images"):
         evaluate_faithfulness(untrained, odd_samples(2), ["grad-cam"], settings=SETTINGS)
-    last: Any = loaded.model.get_submodule("detector.head.classification_head.cls_logits")
+    last: Any = loaded.network.get_submodule("detector.head.classification_head.cls_logits")
     with torch.no_grad():
         last.bias.view(-1, 3)[:, :2] = 0.0  # of each anchor; the third class is never detected
     found = evaluate_faithfulness(Explainer(loaded, device="cpu"), odd_samples(3), ["grad-cam"], settings=SETTINGS)

@@ -8,7 +8,7 @@ from torch import nn
 from explain.small_models import SMALL_CONVNEXT, SMALL_SWIN, SMALL_VAN, SMALL_VIT
 from van.errors import ShapeError, UsageError
 from van.explain.layers import find_backbone, find_layer
-from van.models.build import create_model
+from van.heads import create_model
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from van.backbones.fusion import FusedBlock, fuse
+from van.backbones.layers import LKA
+from van.backbones.van import VAN
 from van.errors import ShapeError, UsageError
 from van.explain.lka_attention import (
     AttentionMap,
@@ -18,11 +21,7 @@ from van.explain.lka_attention import (
     lka_channel_maps,
     select_channels,
 )
-from van.models import fuse
-from van.models.build import create_model
-from van.models.fusion import FusedBlock
-from van.models.layers import LKA
-from van.models.van import VAN
+from van.heads import create_model
 from van.ops import can_run, use_backend
 
 DIMS = (8, 16, 24, 32)

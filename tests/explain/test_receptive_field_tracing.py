@@ -14,10 +14,10 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from explain.receptive_field_networks import LAYERS, SLOWER, fits, stacked, tiny_van, traced_field
+from van.backbones.fusion import fuse
+from van.backbones.layers import LKA, Block
 from van.explain.receptive_field_tracing import Prober
 from van.explain.receptive_fields import STAGES, measure_receptive_fields, theoretical_receptive_fields
-from van.models.fusion import fuse
-from van.models.layers import LKA, Block
 from van.ops.dispatch import use_backend
 from van.visualization.receptive_fields import Span
 

@@ -10,13 +10,13 @@ from torch import nn
 from torchvision.ops import MultiScaleRoIAlign
 
 from explain.small_models import dense, image, small
+from van.backbones.van import STAGES
 from van.checkpoint import Checkpoint
 from van.export.formats import FORMATS, open_session
 from van.export.writing import ExportOptions
-from van.models.load import LoadedModel
-from van.models.panoptic import PanopticSegmenter
-from van.models.transformer_detectors import TransformerDetector
-from van.models.van import STAGES
+from van.heads.panoptic_segmenter import PanopticSegmenter
+from van.heads.transformer_detector import TransformerDetector
+from van.model import Model
 from van.ops import use_backend
 
 TINY: dict[str, Any] = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}
@@ -57,23 +57,23 @@ LABELS = ("one & two", 'three "quoted" <four>', "fünf\n\x00")
 """Names that need escaping in XML."""
 
 
-def build_classifier(name: str = "van_b0", *, image_size: int = 32, **options: Any) -> LoadedModel:
+def build_classifier(name: str = "van_b0", *, image_size: int = 32, **options: Any) -> Model:
     """Return a network for images of 32 px; a VAN has one block per stage."""
     return small(
         name, image_size=image_size, class_names=LABELS, **({**TINY, **options} if name == "van_b0" else options)
     )
 
 
-def build_with_head(head: str, *, min_size: int = 64) -> LoadedModel:
+def build_with_head(head: str, *, min_size: int = 64) -> Model:
     """Return a network with that head, whose outputs differ between positions and classes."""
     loaded = dense(TASKS.get(head, "detect"), {"head": head, **HEADS[head]}, LABELS, min_size=min_size)
     torch.manual_seed(1)
-    if isinstance(loaded.model, TransformerDetector | PanopticSegmenter):
-        _amplify_transformer(loaded.model)
-    for name, parameter in loaded.model.named_parameters():
+    if isinstance(loaded.network, TransformerDetector | PanopticSegmenter):
+        _amplify_transformer(loaded.network)
+    for name, parameter in loaded.network.named_parameters():
         if "layer_scale" in name:
             nn.init.ones_(parameter)
-    for name, layer in loaded.model.named_modules():
+    for name, layer in loaded.network.named_modules():
         if isinstance(layer, nn.Conv2d) and ".head." in name:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         if isinstance(layer, nn.Conv2d | nn.Linear) and (name.endswith(_CLASS_LAYERS) or "class_embed." in name):
@@ -82,7 +82,7 @@ def build_with_head(head: str, *, min_size: int = 64) -> LoadedModel:
         if isinstance(layer, nn.Conv2d) and name.endswith("bbox_reg"):
             nn.init.normal_(layer.weight, std=0.02)
     if head.endswith("_rcnn"):
-        _amplify_second_stage(loaded.model)
+        _amplify_second_stage(loaded.network)
     return loaded
 
 
@@ -113,21 +113,21 @@ def _amplify_transformer(network: TransformerDetector | PanopticSegmenter) -> No
             nn.init.normal_(layer.weight, std=0.1)
 
 
-def export_file(loaded: LoadedModel, folder: Path, format_: str = "onnx", **options: Any) -> Path:
+def export_file(loaded: Model, folder: Path, format_: str = "onnx", **options: Any) -> Path:
     """Export ``loaded`` without verification and return the path."""
     path = folder / f"network{FORMATS[format_].suffix}"
     return FORMATS[format_].write(loaded, path, options=ExportOptions(**options))
 
 
-def export_and_open(loaded: LoadedModel, folder: Path, format_: str = "onnx", **options: Any) -> Any:
+def export_and_open(loaded: Model, folder: Path, format_: str = "onnx", **options: Any) -> Any:
     """Export ``loaded`` and open a session with one thread."""
     return open_session(export_file(loaded, folder, format_, **options), threads=1)
 
 
-def reference_output(loaded: LoadedModel, images: Any) -> Any:
+def reference_output(loaded: Model, images: Any) -> Any:
     """Return the network's outputs, computed with the reference operators."""
     with torch.inference_mode(), use_backend("reference"):
-        return loaded.model.eval()(images)
+        return loaded.network.eval()(images)
 
 
 def tensors(*sizes: tuple[int, int], seed: int = 0) -> list[torch.Tensor]:
@@ -136,7 +136,7 @@ def tensors(*sizes: tuple[int, int], seed: int = 0) -> list[torch.Tensor]:
     return [torch.randn(3, *size, generator=generator) for size in sizes]
 
 
-def write_checkpoint(loaded: LoadedModel, path: Path) -> Path:
+def write_checkpoint(loaded: Model, path: Path) -> Path:
     """Write ``loaded`` as a checkpoint and return ``path``."""
     Checkpoint(
         task=loaded.task,
@@ -144,7 +144,7 @@ def write_checkpoint(loaded: LoadedModel, path: Path) -> Path:
         model_options=loaded.options,
         class_names=loaded.class_names,
         preprocess=loaded.preprocess,
-        state=loaded.model.state_dict(),
+        state=loaded.network.state_dict(),
     ).save(path)
     return path
 

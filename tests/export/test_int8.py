@@ -216,6 +216,6 @@ def test_invalid_arguments_are_rejected_before_quantization(tmp_path, changed, f
     arguments = {"options": ExportOptions(), "format_": OPENVINO, "images": IMAGES} | changed
     with pytest.raises(UsageError, match=fact):
         int8.write(small(image_size=64, **TINY), tmp_path / "small.xml", **arguments)
-    detector = dataclasses.replace(small(image_size=64, **TINY), task="detect")
+    detector = small(image_size=64, **TINY).replace(task="detect")
     with pytest.raises(UsageError, match=r"classify or segment.*detect"):
         int8.write(detector, tmp_path / "small.xml", options=ExportOptions(), format_=OPENVINO, images=IMAGES)

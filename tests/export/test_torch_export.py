@@ -49,7 +49,7 @@ def test_the_session_predicts_as_pytorch_for_batches_of_one_and_seven(program_fi
     assert not verify(session, small(image_size=64, seed=1), synthetic_images(2)).is_within(1e-5)
     images = torch.randn(7, 3, 64, 64)
     with torch.inference_mode():
-        torch.testing.assert_close(session(images), loaded.model(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(session(images), loaded.network(images), rtol=1e-4, atol=1e-5)
 
 
 def test_pytorch_alone_reads_the_file_and_its_graph_has_only_aten_operators(program_file):

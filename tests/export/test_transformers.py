@@ -10,24 +10,18 @@ import torch
 from export.networks import build_with_head, export_and_open, images, reference_output, tensors
 from export.test_onnx import assert_same_detections
 from van.errors import ShapeError
-from van.export.decode_panoptic import TracedMaskHead
 from van.export.formats import FORMATS
 from van.export.session import ExportedNetwork
 from van.export.verify import TOLERANCES, verify, write_verified
 from van.export.writing import ExportOptions, prepare
+from van.heads.panoptic_segmenter import TracedMaskHead
 
 DETECTORS = ("d_fine", "rt_detr_v2", "deformable_detr")
 INPUT_SIZE = (64, 96)
 SIZES = ((64, 96), (50, 70), (64, 96), (61, 66))
 """Sizes of images with the same padded size."""
 
-CASES = [
-    (head, format_)
-    for head in (*DETECTORS, "mask2former")
-    for format_ in FORMATS
-    if format_ != "aot-inductor" or head in ("rt_detr_v2", "mask2former")
-]
-"""Compilation takes a minute, so one detector represents all."""
+CASES = [(head, format_) for head in (*DETECTORS, "mask2former") for format_ in FORMATS]
 
 
 def assert_same_masks(outputs, expected):
@@ -73,9 +67,9 @@ def test_batches_of_fixed_size_are_padded(head, tmp_path):
 
 def test_self_attention_with_separate_axes_equals_that_of_transformers():
     loaded = build_with_head("mask2former")
-    layer = loaded.model.segmenter.model.transformer_module.decoder.layers[0]
+    layer = loaded.network.segmenter.model.transformer_module.decoder.layers[0]
     theirs, (hidden, positions) = layer.self_attn, torch.randn(2, 7, 3, 64, generator=torch.Generator().manual_seed(0))
-    ours = TracedMaskHead(loaded.model).network.segmenter.model.transformer_module.decoder.layers[0].self_attn
+    ours = TracedMaskHead(loaded.network).network.segmenter.model.transformer_module.decoder.layers[0].self_attn
     assert ours is not theirs
     with torch.inference_mode():
         attended, _ = ours(hidden_states=hidden, position_embeddings=positions)
@@ -121,7 +115,7 @@ def test_a_changed_weight_of_a_panoptic_network_is_detected(changed, mask_sessio
     verification = verify(session, loaded, inputs)
     assert verification.is_within(TOLERANCES["float32"])
     assert verification.agreement == 1.0
-    weight = loaded.model.get_parameter(changed)
+    weight = loaded.network.get_parameter(changed)
     before = weight.detach().clone()
     with torch.no_grad():
         weight.mul_(1.01)

@@ -1,25 +1,22 @@
 """Exported Faster and Mask R-CNN detect the same objects as in PyTorch, with equal boxes and masks."""
 
 import dataclasses
-import shutil
 
 import pytest
 import torch
 
 from export.networks import build_with_head, export_and_open, images, reference_output, tensors
 from van.errors import ShapeError
-from van.export.decode_two_stage import OUTPUTS, TracedTwoStage, predict_any_score, valid_detections
 from van.export.session import ExportedNetwork
 from van.export.verify import TOLERANCES, verify
-from van.models.padding import stack_padded
+from van.heads import HEADS
+from van.heads.network import stack_padded
+from van.heads.two_stage import TracedTwoStage, predict_any_score, valid_detections
 from van.predict import Predictor
 
 SIZES = ((64, 96), (50, 70), (64, 65))
 """With the padded size 64 x 96; only the first image has no padding."""
 MANY_SIZES = ((64, 96), (100, 33), (50, 70), (65, 130))
-COMPILED = pytest.param(
-    "aot-inductor", marks=pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
-)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +49,8 @@ def run_traced_part(loaded, inputs, padded_size):
     """Return the detections of any score of the traced part in PyTorch, a dictionary for each image."""
     sizes = torch.tensor([image.shape[1:] for image in inputs]).float()
     with torch.inference_mode():
-        outputs = TracedTwoStage(loaded.model.eval())(stack_padded(inputs, padded_size), sizes)
-    names = OUTPUTS[loaded.options["head"]]
+        outputs = TracedTwoStage(loaded.network.eval())(stack_padded(inputs, padded_size), sizes)
+    names = HEADS[loaded.options["head"]].export().outputs
     return [valid_detections(image_outputs, names) for image_outputs in zip(*outputs, strict=True)]
 
 
@@ -64,7 +61,7 @@ def test_the_static_graph_detects_what_the_network_does(head):
     counts, num_under_threshold = [], 0
     for ours, image in zip(run_traced_part(loaded, inputs, (64, 96)), inputs, strict=True):
         with torch.inference_mode():
-            theirs = predict_any_score(loaded.model, image)
+            theirs = predict_any_score(loaded.network, image)
         count = len(ours["scores"])
         assert 5 < count <= len(theirs["scores"])
         for name, values in ours.items():
@@ -81,7 +78,7 @@ def test_the_static_graph_detects_what_the_network_does(head):
 def test_default_numbers_of_anchors_and_detections_give_the_networks_detections():
     """With this many boxes torchvision applies NMS class by class, and the graph offsets the boxes by class."""
     loaded = build_with_head("mask_rcnn")
-    detector = loaded.model.detector
+    detector = loaded.network.detector
     detector.rpn._pre_nms_top_n["testing"] = detector.rpn._post_nms_top_n["testing"] = 1000
     detector.roi_heads.score_thresh, detector.roi_heads.detections_per_img = 0.05, 100
     (image,) = tensors((90, 121))
@@ -116,7 +113,9 @@ def test_an_empty_image_has_only_empty_slots(session):
     boxes, labels, scores, masks = session.run(torch.zeros(1, 3, 64, 96), [(0, 0)])
     assert (scores == -1).all()
     assert [tuple(output.shape) for output in (boxes, labels, masks)] == [(1, 25, 4), (1, 25), (1, 25, 28, 28)]
-    assert valid_detections((boxes[0], labels[0], scores[0], masks[0]), OUTPUTS["mask_rcnn"])["boxes"].shape == (0, 4)
+    assert valid_detections((boxes[0], labels[0], scores[0], masks[0]), HEADS["mask_rcnn"].export().outputs)[
+        "boxes"
+    ].shape == (0, 4)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,7 @@ def test_a_changed_weight_of_the_second_stage_is_detected(changed, session):
     assert verification.is_within(TOLERANCES["float32"])
     assert 0 < verification.relative_diff < 2e-5
     with torch.no_grad():
-        loaded.model.get_parameter(f"detector.roi_heads.{changed}.weight").mul_(1.02)
+        loaded.network.get_parameter(f"detector.roi_heads.{changed}.weight").mul_(1.02)
     verification = verify(session, loaded, images(2, (64, 90)))
     assert verification.agreement > 0.9
     assert not verification.is_within(TOLERANCES["float32"])
@@ -138,18 +137,18 @@ def test_detections_under_the_threshold_are_compared_too(session):
     loaded, min_score = build_with_head("mask_rcnn"), 0.9999
     header = dataclasses.replace(session.header, model_options={**loaded.options, "box_score_thresh": min_score})
     empty = ExportedNetwork(header, session._runtime)
-    loaded.model.detector.roi_heads.score_thresh = min_score
+    loaded.network.detector.roi_heads.score_thresh = min_score
     (image,) = tensors((64, 90))
-    assert [len(model([image])[0]["scores"]) for model in (empty, loaded.model)] == [0, 0]
+    assert [len(model([image])[0]["scores"]) for model in (empty, loaded.network)] == [0, 0]
     assert verify(empty, loaded, images(2, (64, 90))).is_within(TOLERANCES["float32"])
     with torch.no_grad():
-        loaded.model.get_parameter("detector.roi_heads.mask_predictor.mask_fcn_logits.weight").mul_(1.02)
+        loaded.network.get_parameter("detector.roi_heads.mask_predictor.mask_fcn_logits.weight").mul_(1.02)
     assert not verify(empty, loaded, images(2, (64, 90))).is_within(TOLERANCES["float32"])
-    assert loaded.model.detector.roi_heads.score_thresh == min_score
+    assert loaded.network.detector.roi_heads.score_thresh == min_score
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format_", ["onnx", "openvino", "torch-export", COMPILED])
+@pytest.mark.parametrize("format_", ["onnx", "openvino", "torch-export"])
 @pytest.mark.parametrize("head", ["faster_rcnn", "mask_rcnn"])
 def test_every_format_detects_the_same_objects_at_any_padded_size(head, format_, tmp_path):
     loaded, inputs = build_with_head(head), tensors(*MANY_SIZES)
@@ -160,7 +159,7 @@ def test_every_format_detects_the_same_objects_at_any_padded_size(head, format_,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format_", ["onnx", "openvino", "torch-export", COMPILED])
+@pytest.mark.parametrize("format_", ["onnx", "openvino", "torch-export"])
 def test_a_batch_gives_the_detections_of_its_images(format_, tmp_path):
     loaded, inputs = build_with_head("mask_rcnn"), tensors(*SIZES)
     session = export_and_open(loaded, tmp_path, format_, input_size=(64, 96), batch_size=2)
@@ -184,8 +183,7 @@ def test_half_detections_differ_by_rounding_only(format_, tmp_path):
 def test_a_predictor_predicts_from_the_file_as_from_the_checkpoint(mask_rcnn, tmp_path):
     session = export_and_open(mask_rcnn, tmp_path, dynamic=True)
     predictions = [
-        Predictor(dataclasses.replace(mask_rcnn, model=model), device="cpu")(images(3))
-        for model in (session, mask_rcnn.model)
+        Predictor(mask_rcnn.replace(network=model), device="cpu")(images(3)) for model in (session, mask_rcnn.network)
     ]
     for ours, theirs in zip(*predictions, strict=True):
         assert len(theirs.detections) > 5

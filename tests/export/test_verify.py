@@ -29,9 +29,9 @@ def test_a_correct_file_is_well_within_its_tolerance(network, onnx_file, xml_fil
 def test_a_changed_weight_is_detected(network, onnx_file):
     """A layer scale of one block changes by 1 %, which changes no predicted class here."""
     changed = build_classifier()
-    changed.model.load_state_dict(network.model.state_dict())
+    changed.network.load_state_dict(network.network.state_dict())
     with torch.no_grad():
-        changed.model.get_parameter("block4.0.layer_scale_1").mul_(1.01)
+        changed.network.get_parameter("block4.0.layer_scale_1").mul_(1.01)
     verification = verify(open_session(onnx_file, threads=1), changed, images())
     assert verification.agreement == 1.0
     assert not verification.is_within(TOLERANCES["float32"])
@@ -56,7 +56,7 @@ def test_non_finite_outputs_have_an_infinite_difference(network, onnx_file):
     session = open_session(onnx_file, threads=1)
     broken = build_classifier()
     with torch.no_grad():
-        broken.model.get_parameter("head.bias").fill_(math.nan)
+        broken.network.get_parameter("head.bias").fill_(math.nan)
     verification = verify(session, broken, images(1))
     assert verification.relative_diff == math.inf
     assert not verification.is_within(1.0)
@@ -82,7 +82,7 @@ def test_detectors_are_compared_before_and_after_post_processing(tmp_path):
     verification = verify(open_session(path, threads=1), loaded, images(2, (64, 64)))
     assert verification.is_within(TOLERANCES["float32"])
     with torch.no_grad():
-        loaded.model.get_parameter("detector.head.classification_head.cls_logits.bias").add_(0.01)
+        loaded.network.get_parameter("detector.head.classification_head.cls_logits.bias").add_(0.01)
     assert not verify(open_session(path, threads=1), loaded, images(2, (64, 64))).is_within(TOLERANCES["float32"])
     with pytest.raises(ShapeError, match=r"3 x 64 x 64.*3 x 64 x"):
         verify(open_session(path, threads=1), loaded, images(1, (64, 100)))

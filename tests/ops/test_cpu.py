@@ -63,22 +63,27 @@ def fresh_memory_is_nan() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_output_and_gradients_match_the_reference(case: Case, layout: torch.memory_format):
-    inputs = draw(case, layout=layout)
-    assert_near(output_and_gradients(run_operator, case, inputs), run_reference_float64(case, inputs))
+def test_output_and_gradients_match_the_reference(subtests):
+    for case in CASES:
+        for layout in LAYOUTS:
+            with subtests.test(case=str(case), layout=str(layout)):
+                inputs = draw(case, layout=layout)
+                assert_near(output_and_gradients(run_operator, case, inputs), run_reference_float64(case, inputs))
 
 
-@pytest.mark.parametrize("case", REPRESENTATIVE, ids=str)
-def test_comparison_detects_shifted_weights_and_missing_biases(case: Case):
+def test_comparison_detects_shifted_weights_and_missing_biases(subtests):
     """The control: both exceed the tolerance by far, in the output and in every gradient but those of biases."""
-    inputs = draw(case)
-    expected = run_reference_float64(case, inputs)
-    for name in inputs:
-        wrong = {**inputs, name: inputs[name].roll(1, dims=-1) if "weight" in name else torch.zeros_like(inputs[name])}
-        with pytest.raises(AssertionError):
-            assert_near(output_and_gradients(run_operator, case, wrong), expected, 1000 * FLOAT32)
+    for case in REPRESENTATIVE:
+        with subtests.test(case=str(case)):
+            inputs = draw(case)
+            expected = run_reference_float64(case, inputs)
+            for name in inputs:
+                wrong = {
+                    **inputs,
+                    name: inputs[name].roll(1, dims=-1) if "weight" in name else torch.zeros_like(inputs[name]),
+                }
+                with pytest.raises(AssertionError):
+                    assert_near(output_and_gradients(run_operator, case, wrong), expected, 1000 * FLOAT32)
 
 
 SIDES = st.sampled_from([1, 3, 5, 7, 9, 11])
@@ -101,12 +106,13 @@ def test_random_sizes_match_the_reference(operator, shape, sides, dilation, loca
 
 
 @pytest.mark.usefixtures("fresh_memory_is_nan")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_element_is_written(case: Case, dtype: torch.dtype):
+def test_every_element_is_written(subtests):
     """New memory is filled with NaN, so that an element that is not written is detected."""
-    for name, tensor in output_and_gradients(run_operator, case, draw(case, dtype=dtype)).items():
-        assert tensor.isfinite().all(), name
+    for case in CASES:
+        for dtype in [torch.float32, torch.bfloat16, torch.float16]:
+            with subtests.test(case=str(case), dtype=str(dtype)):
+                for name, tensor in output_and_gradients(run_operator, case, draw(case, dtype=dtype)).items():
+                    assert tensor.isfinite().all(), name
 
 
 def surround_with_nan(tensor: Tensor) -> Tensor:
@@ -116,25 +122,27 @@ def surround_with_nan(tensor: Tensor) -> Tensor:
     return memory.as_strided(tensor.shape, tensor.stride(), margin).copy_(tensor)
 
 
-@pytest.mark.parametrize("case", REPRESENTATIVE, ids=str)
-def test_memory_around_the_inputs_is_not_read(case: Case):
-    inputs = {name: surround_with_nan(tensor) for name, tensor in draw(case).items()}
-    assert_near(output_and_gradients(run_operator, case, inputs), run_reference_float64(case, inputs))
+def test_memory_around_the_inputs_is_not_read(subtests):
+    for case in REPRESENTATIVE:
+        with subtests.test(case=str(case)):
+            inputs = {name: surround_with_nan(tensor) for name, tensor in draw(case).items()}
+            assert_near(output_and_gradients(run_operator, case, inputs), run_reference_float64(case, inputs))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", [case._replace(shape=(17, 40, 15, 14)) for case in REPRESENTATIVE], ids=str)
-def test_results_are_bitwise_identical_for_any_number_of_threads(case: Case, dtype: torch.dtype):
-    inputs, before, runs = draw(case, dtype=dtype), torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 1, 3):
-            torch.set_num_threads(threads)
-            runs.append(output_and_gradients(run_operator, case, inputs))
-    finally:
-        torch.set_num_threads(before)
-    for run in runs[1:]:
-        for name, tensor in run.items():
-            assert tensor.equal(runs[0][name]), name
+def test_results_are_bitwise_identical_for_any_number_of_threads(subtests):
+    for case in [case._replace(shape=(17, 40, 15, 14)) for case in REPRESENTATIVE]:
+        for dtype in [torch.float32, torch.bfloat16]:
+            with subtests.test(case=str(case), dtype=str(dtype)):
+                inputs, before, runs = draw(case, dtype=dtype), torch.get_num_threads(), []
+                try:
+                    for threads in (1, 2, 1, 3):
+                        torch.set_num_threads(threads)
+                        runs.append(output_and_gradients(run_operator, case, inputs))
+                finally:
+                    torch.set_num_threads(before)
+                for run in runs[1:]:
+                    for name, tensor in run.items():
+                        assert tensor.equal(runs[0][name]), name
 
 
 def strided_inputs() -> dict[str, Tensor]:
@@ -150,47 +158,49 @@ def strided_inputs() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("name", strided_inputs())
-def test_inputs_with_arbitrary_strides_match_the_reference(operator: str, name: str):
-    x = strided_inputs()[name]
-    assert not x.is_contiguous()
-    assert not x.is_contiguous(memory_format=torch.channels_last)
-    case = Case(operator, tuple(x.shape), (3, 3), 1 if operator == "depthwise_gelu" else 2)
-    inputs = {**draw(case), "x": x}
-    assert_near(output_and_gradients(run_operator, case, inputs), run_reference_float64(case, inputs))
+def test_inputs_with_arbitrary_strides_match_the_reference(subtests):
+    for name in strided_inputs():
+        for operator in OPERATORS:
+            with subtests.test(name=str(name), operator=str(operator)):
+                x = strided_inputs()[name]
+                assert not x.is_contiguous()
+                assert not x.is_contiguous(memory_format=torch.channels_last)
+                case = Case(operator, tuple(x.shape), (3, 3), 1 if operator == "depthwise_gelu" else 2)
+                inputs = {**draw(case), "x": x}
+                assert_near(output_and_gradients(run_operator, case, inputs), run_reference_float64(case, inputs))
 
 
-@pytest.mark.parametrize("kind", ["transposed", "every second tap", "one kernel for all", "last channel first"])
-@pytest.mark.parametrize("case", REPRESENTATIVE, ids=str)
-def test_weights_and_biases_with_arbitrary_strides_match_the_reference(case: Case, kind: str):
-    def restride(tensor: Tensor) -> Tensor:
-        if kind == "transposed":
-            return tensor.mT.contiguous().mT if tensor.ndim == 4 else tensor
-        if kind == "every second tap":
-            return torch.stack([tensor, torch.full_like(tensor, torch.nan)], dim=-1)[..., 0]
-        if kind == "one kernel for all":
-            return tensor[:1].expand(tensor.shape)
-        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+def test_weights_and_biases_with_arbitrary_strides_match_the_reference(subtests):
+    for case in REPRESENTATIVE:
+        for kind in ["transposed", "every second tap", "one kernel for all", "last channel first"]:
+            with subtests.test(case=str(case), kind=str(kind)):
 
-    inputs = {name: tensor if name == "x" else restride(tensor) for name, tensor in draw(case).items()}
-    assert not all(tensor.is_contiguous() for tensor in inputs.values() if tensor is not inputs["x"])
-    assert_near(output_and_gradients(run_operator, case, inputs), run_reference_float64(case, inputs))
+                def restride(tensor: Tensor) -> Tensor:
+                    if kind == "transposed":
+                        return tensor.mT.contiguous().mT if tensor.ndim == 4 else tensor
+                    if kind == "every second tap":
+                        return torch.stack([tensor, torch.full_like(tensor, torch.nan)], dim=-1)[..., 0]
+                    if kind == "one kernel for all":
+                        return tensor[:1].expand(tensor.shape)
+                    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+                inputs = {name: tensor if name == "x" else restride(tensor) for name, tensor in draw(case).items()}
+                assert not all(tensor.is_contiguous() for tensor in inputs.values() if tensor is not inputs["x"])
+                assert_near(output_and_gradients(run_operator, case, inputs), run_reference_float64(case, inputs))
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 9, 8), (2, 1, 4, 6), (2, 5, 1, 1), (1, 5, 4, 6), (2, 5, 1, 6), (2, 5, 6, 1)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_output_and_gradient_keep_the_strides_of_x(
-    operator: str, layout: torch.memory_format, dtype: torch.dtype, shape
-):
-    for sides, dilation in [((3, 3), 1), ((5, 3), 1), ((3, 3), 2)]:
-        case = Case(operator, shape, sides, dilation)
-        inputs = draw(case, dtype=dtype, layout=layout)
-        found = output_and_gradients(run_operator, case, inputs)
-        assert found["output"].stride() == found["x"].stride() == inputs["x"].stride()
-        assert found["output"].dtype == found["x"].dtype == dtype
+def test_output_and_gradient_keep_the_strides_of_x(subtests):
+    for operator in OPERATORS:
+        for layout in LAYOUTS:
+            for dtype in [torch.float32, torch.bfloat16]:
+                for shape in [(2, 5, 9, 8), (2, 1, 4, 6), (2, 5, 1, 1), (1, 5, 4, 6), (2, 5, 1, 6), (2, 5, 6, 1)]:
+                    with subtests.test(operator=str(operator), layout=str(layout), dtype=str(dtype), shape=str(shape)):
+                        for sides, dilation in [((3, 3), 1), ((5, 3), 1), ((3, 3), 2)]:
+                            case = Case(operator, shape, sides, dilation)
+                            inputs = draw(case, dtype=dtype, layout=layout)
+                            found = output_and_gradients(run_operator, case, inputs)
+                            assert found["output"].stride() == found["x"].stride() == inputs["x"].stride()
+                            assert found["output"].dtype == found["x"].dtype == dtype
 
 
 def test_upstream_gradients_with_arbitrary_strides_match_the_reference():

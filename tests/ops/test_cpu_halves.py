@@ -48,48 +48,58 @@ def error_in_half_ulps(found: Tensor, expected: Tensor) -> float:
     return ((found.double() - expected).abs() / (half_a_unit + in_float32)).max().item()
 
 
-@pytest.mark.parametrize("weight_dtype", ["float32", "half"])
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_outputs_equal_float64_results_rounded_once(case: Case, dtype: torch.dtype, weight_dtype: str):
+def test_outputs_equal_float64_results_rounded_once(subtests):
     """The exact result is that of float64 for the same rounded inputs."""
-    inputs = draw(case, dtype=dtype, weight_dtype=torch.float32 if weight_dtype == "float32" else dtype)
-    expected = run_reference_float64(case, inputs)
-    for name, tensor in output_and_gradients(run_operator, case, inputs).items():
-        assert tensor.dtype == (dtype if name == "output" else inputs[name].dtype)
-        assert error_in_half_ulps(tensor, expected[name]) <= 1, name
+    for case in CASES:
+        for dtype in HALVES:
+            for weight_dtype in ["float32", "half"]:
+                with subtests.test(case=str(case), dtype=str(dtype), weight_dtype=str(weight_dtype)):
+                    inputs = draw(case, dtype=dtype, weight_dtype=torch.float32 if weight_dtype == "float32" else dtype)
+                    expected = run_reference_float64(case, inputs)
+                    for name, tensor in output_and_gradients(run_operator, case, inputs).items():
+                        assert tensor.dtype == (dtype if name == "output" else inputs[name].dtype)
+                        assert error_in_half_ulps(tensor, expected[name]) <= 1, name
 
 
-@pytest.mark.parametrize("case", EXAMPLES, ids=str)
-def test_gradients_of_float32_weights_are_not_rounded_to_half(case: Case):
-    inputs = draw(case, dtype=torch.bfloat16)
-    found, expected = (
-        {name: tensor for name, tensor in all_of_them.items() if name not in ("output", "x")}
-        for all_of_them in (output_and_gradients(run_operator, case, inputs), run_reference_float64(case, inputs))
-    )
-    assert len(found) == (4 if case.operator == "lka_pair" else 2)
-    assert_near(found, expected)
+def test_gradients_of_float32_weights_are_not_rounded_to_half(subtests):
+    for case in EXAMPLES:
+        with subtests.test(case=str(case)):
+            inputs = draw(case, dtype=torch.bfloat16)
+            found, expected = (
+                {name: tensor for name, tensor in all_of_them.items() if name not in ("output", "x")}
+                for all_of_them in (
+                    output_and_gradients(run_operator, case, inputs),
+                    run_reference_float64(case, inputs),
+                )
+            )
+            assert len(found) == (4 if case.operator == "lka_pair" else 2)
+            assert_near(found, expected)
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("case", EXAMPLES[1:], ids=str)
-def test_comparison_detects_rounding_of_intermediates(case: Case, dtype: torch.dtype):
+def test_comparison_detects_rounding_of_intermediates(subtests):
     """The control: PyTorch's separate operators round the intermediates, which is detected forward and backward."""
-    inputs = draw(case, dtype=dtype, weight_dtype=dtype)
-    expected = run_reference_float64(case, inputs)
-    step_by_step = output_and_gradients(run_reference, case, inputs)
-    assert error_in_half_ulps(step_by_step["output"], expected["output"]) > 1.3
-    assert error_in_half_ulps(step_by_step["x"], expected["x"]) > 1.3
+    for case in EXAMPLES[1:]:
+        for dtype in HALVES:
+            with subtests.test(case=str(case), dtype=str(dtype)):
+                inputs = draw(case, dtype=dtype, weight_dtype=dtype)
+                expected = run_reference_float64(case, inputs)
+                step_by_step = output_and_gradients(run_reference, case, inputs)
+                assert error_in_half_ulps(step_by_step["output"], expected["output"]) > 1.3
+                assert error_in_half_ulps(step_by_step["x"], expected["x"]) > 1.3
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("case", EXAMPLES, ids=str)
-def test_float32_weights_are_not_rounded_to_half(case: Case, dtype: torch.dtype):
+def test_float32_weights_are_not_rounded_to_half(subtests):
     """The control: with weights rounded to half, outputs exceed the tolerance."""
-    inputs = draw(case, dtype=dtype)
-    expected = run_reference_float64(case, inputs)
-    rounded = {name: tensor if name == "x" else tensor.to(dtype).float() for name, tensor in inputs.items()}
-    assert error_in_half_ulps(output_and_gradients(run_operator, case, rounded)["output"], expected["output"]) > 1.3
+    for case in EXAMPLES:
+        for dtype in HALVES:
+            with subtests.test(case=str(case), dtype=str(dtype)):
+                inputs = draw(case, dtype=dtype)
+                expected = run_reference_float64(case, inputs)
+                rounded = {name: tensor if name == "x" else tensor.to(dtype).float() for name, tensor in inputs.items()}
+                assert (
+                    error_in_half_ulps(output_and_gradients(run_operator, case, rounded)["output"], expected["output"])
+                    > 1.3
+                )
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

@@ -51,9 +51,10 @@ def backend_in_use(dtype: torch.dtype = torch.float32) -> str:
     return "reference" if 3 in recorder.dilations else "space_to_batch"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_auto_selects_the_fastest_backend_on_the_cpu(dtype):
-    assert backend_in_use(dtype) == FASTEST
+def test_auto_selects_the_fastest_backend_on_the_cpu(subtests):
+    for dtype in [torch.float32, torch.bfloat16]:
+        with subtests.test(dtype=str(dtype)):
+            assert backend_in_use(dtype) == FASTEST
 
 
 def test_float16_runs_on_cpp_or_else_on_the_reference():
@@ -133,9 +134,8 @@ X = torch.ones(1, 2, 9, 9)
 
 
 @requires_cpp
-@pytest.mark.parametrize(
-    ("call", "names"),
-    [
+def test_calls_dispatch_to_the_expected_operators(subtests):
+    for call, names in [
         (lambda: depthwise(X, LOCAL), ["van::depthwise"]),
         (lambda: depthwise(X, DILATED), ["van::depthwise"]),
         (lambda: depthwise(X, EVEN), []),
@@ -147,12 +147,11 @@ X = torch.ones(1, 2, 9, 9)
         (lambda: depthwise_gelu(X, DILATED), ["van::depthwise"]),
         (lambda: depthwise_gelu(X, EVEN._replace(dilation=1)), []),
         (lambda: large_kernel_attention(X, LOCAL, DILATED, Kernel(torch.ones(2, 2, 1, 1))), ["van::lka_pair"]),
-    ],
-)
-def test_calls_dispatch_to_the_expected_operators(call, names):
-    with OperatorRecorder() as recorder:
-        call()
-    assert recorder.names == names
+    ]:
+        with subtests.test(call=str(call), names=str(names)):
+            with OperatorRecorder() as recorder:
+                call()
+            assert recorder.names == names
 
 
 def test_unknown_backends_raise_usage_error(monkeypatch):
@@ -184,9 +183,8 @@ def test_selected_backend_that_cannot_run_raises_usage_error(name, monkeypatch):
         large_kernel_attention(x, *kernels)
 
 
-@pytest.mark.parametrize(
-    ("backend", "x", "kernels", "reason"),
-    [
+def test_can_run_returns_the_reason_if_unavailable(subtests):
+    for backend, x, kernels, reason in [
         ("space_to_batch", torch.ones(1, 2, 9, 9, device="meta"), [LOCAL, DILATED], "got one on meta"),
         ("space_to_batch", X.double(), [LOCAL, DILATED], "torch.float64"),
         ("space_to_batch", X.half(), [LOCAL, DILATED], "torch.float16"),
@@ -200,13 +198,12 @@ def test_selected_backend_that_cannot_run_raises_usage_error(name, monkeypatch):
         ("triton", X, [EVEN], "expected odd, got 4"),
         ("triton", X.double(), [LOCAL, DILATED], "torch.float64"),
         ("triton", X, [Kernel(torch.ones(2, 1, 23, 23))], "expected at most 21, got 23"),
-    ],
-)
-def test_can_run_returns_the_reason_if_unavailable(backend, x, kernels, reason):
-    availability = can_run(backend, x, *kernels)
-    assert not availability.ok
-    assert reason in availability.reason
-    assert can_run("reference", x, *kernels).ok
+    ]:
+        with subtests.test(backend=str(backend), x=str(x), kernels=str(kernels), reason=str(reason)):
+            availability = can_run(backend, x, *kernels)
+            assert not availability.ok
+            assert reason in availability.reason
+            assert can_run("reference", x, *kernels).ok
 
 
 def test_can_run_returns_the_reason_if_available():
@@ -247,18 +244,18 @@ def test_cpp_reason_names_the_instruction_set():
         assert f"({native.instruction_set()})" in availability.reason
 
 
-@pytest.mark.parametrize("backend", AVAILABLE)
-def test_every_backend_raises_shape_error_for_mismatched_shapes(backend):
-    with use_backend(backend):
-        with pytest.raises(ShapeError, match=r"kernel.weight.*\(3, 1, k, k\).*\(2, 1, 7, 7\).* 3 channels"):
-            depthwise(torch.ones(1, 3, 9, 9), DILATED)
-        with pytest.raises(ShapeError, match=r"kernel.weight.*\(3, 1, k, k\).*\(2, 1, 5, 5\).* 3 channels"):
-            depthwise_gelu(torch.ones(1, 3, 9, 9), LOCAL)
-        with pytest.raises(ShapeError, match=r"dilated.weight.*\(2, 7, 7\)"):
-            lka_pair(X, LOCAL, DILATED._replace(weight=torch.ones(2, 7, 7)))
-        with pytest.raises(ShapeError, match=r"local.weight.*\(2, 1, k, k\).*\(3, 1, 5, 5\).* 2 channels"):
-            lka_pair(X, Kernel(torch.ones(3, 1, 5, 5)), DILATED)
-        with pytest.raises(ShapeError, match=r"mix.weight.*\(2, 2, 1, 1\).*\(2, 2\)"):
-            large_kernel_attention(X, LOCAL, DILATED, Kernel(torch.ones(2, 2)))
-        with pytest.raises(ShapeError, match=r"x: .*3: \(2, 9, 9\)"):
-            depthwise(X[0], DILATED)
+def test_every_backend_raises_shape_error_for_mismatched_shapes(subtests):
+    for backend in AVAILABLE:
+        with subtests.test(backend=str(backend)), use_backend(backend):
+            with pytest.raises(ShapeError, match=r"kernel.weight.*\(3, 1, k, k\).*\(2, 1, 7, 7\).* 3 channels"):
+                depthwise(torch.ones(1, 3, 9, 9), DILATED)
+            with pytest.raises(ShapeError, match=r"kernel.weight.*\(3, 1, k, k\).*\(2, 1, 5, 5\).* 3 channels"):
+                depthwise_gelu(torch.ones(1, 3, 9, 9), LOCAL)
+            with pytest.raises(ShapeError, match=r"dilated.weight.*\(2, 7, 7\)"):
+                lka_pair(X, LOCAL, DILATED._replace(weight=torch.ones(2, 7, 7)))
+            with pytest.raises(ShapeError, match=r"local.weight.*\(2, 1, k, k\).*\(3, 1, 5, 5\).* 2 channels"):
+                lka_pair(X, Kernel(torch.ones(3, 1, 5, 5)), DILATED)
+            with pytest.raises(ShapeError, match=r"mix.weight.*\(2, 2, 1, 1\).*\(2, 2\)"):
+                large_kernel_attention(X, LOCAL, DILATED, Kernel(torch.ones(2, 2)))
+            with pytest.raises(ShapeError, match=r"x: .*3: \(2, 9, 9\)"):
+                depthwise(X[0], DILATED)

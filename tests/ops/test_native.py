@@ -84,8 +84,10 @@ print(can_run("cpu", x, dilated).reason, can_run("space_to_batch", x, dilated).o
 def test_without_a_library_space_to_batch_runs_and_one_warning_is_logged(environment, reason, tmp_path, run_python):
     printed = run_python(RUN_OPERATORS, **{"VAN_CACHE": str(tmp_path), **environment})
     *warnings, availability = printed.splitlines()
-    assert len(warnings) == 1
-    assert reason in warnings[0]
+    building = [line for line in warnings if "building the C++ operators" in line]
+    assert len(building) == (1 if reason == "false failed" else 0)
+    (warning,) = (line for line in warnings if line not in building)
+    assert reason in warning
     assert reason in availability
     assert availability.endswith("|True")
     assert not list(tmp_path.iterdir())

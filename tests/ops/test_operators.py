@@ -51,24 +51,27 @@ def opcheck_both(case: Case, inputs: Inputs) -> None:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.library reads it of its own copies
 class TestOpcheck:
-    @pytest.mark.parametrize("with_bias", [True, False])
-    @pytest.mark.parametrize("case", EVERY_CASE, ids=str)
-    def test_passes_with_and_without_biases(self, case: Case, with_bias: bool):
-        opcheck_both(case, draw(case, with_bias=with_bias))
+    def test_passes_with_and_without_biases(self, subtests):
+        for case in EVERY_CASE:
+            for with_bias in [True, False]:
+                with subtests.test(case=str(case), with_bias=str(with_bias)):
+                    opcheck_both(case, draw(case, with_bias=with_bias))
 
-    @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
-    @pytest.mark.parametrize("case", CASES.values(), ids=str)
-    def test_passes_for_half_precision(self, case: Case, weight_dtype: torch.dtype):
-        opcheck_both(case, draw(case, dtype=torch.bfloat16, weight_dtype=weight_dtype, layout=LAYOUTS[0]))
+    def test_passes_for_half_precision(self, subtests):
+        for case in CASES.values():
+            for weight_dtype in [torch.float32, torch.bfloat16]:
+                with subtests.test(case=str(case), weight_dtype=str(weight_dtype)):
+                    opcheck_both(case, draw(case, dtype=torch.bfloat16, weight_dtype=weight_dtype, layout=LAYOUTS[0]))
 
-    @pytest.mark.parametrize("case", EVERY_CASE, ids=str)
-    def test_passes_for_strided_inputs_and_weights(self, case: Case):
-        inputs = draw(case)
-        strided_views = torch.randn(2, 10, 9, 16)[:, ::2, :, ::2]
-        opcheck_both(case, {**inputs, "x": strided_views})
-        for restride in (lambda w: w.mT.contiguous().mT, lambda w: w.to(memory_format=torch.channels_last)):
-            other = {name: restride(value) if "weight" in name else value for name, value in inputs.items()}
-            opcheck_both(case, other)
+    def test_passes_for_strided_inputs_and_weights(self, subtests):
+        for case in EVERY_CASE:
+            with subtests.test(case=str(case)):
+                inputs = draw(case)
+                strided_views = torch.randn(2, 10, 9, 16)[:, ::2, :, ::2]
+                opcheck_both(case, {**inputs, "x": strided_views})
+                for restride in (lambda w: w.mT.contiguous().mT, lambda w: w.to(memory_format=torch.channels_last)):
+                    other = {name: restride(value) if "weight" in name else value for name, value in inputs.items()}
+                    opcheck_both(case, other)
 
     def test_passes_for_mixed_dtypes(self):
         case = CASES["lka_pair"]
@@ -76,10 +79,11 @@ class TestOpcheck:
         inputs = {name: value.to(dtypes.get(name, value.dtype)) for name, value in draw(case).items()}
         opcheck_both(case, inputs)
 
-    @pytest.mark.parametrize("case", EVERY_CASE, ids=str)
-    def test_passes_for_an_empty_batch(self, case: Case):
-        case = case._replace(shape=(0, *case.shape[1:]))
-        opcheck_both(case, draw(case))
+    def test_passes_for_an_empty_batch(self, subtests):
+        for case in EVERY_CASE:
+            with subtests.test(case=str(case)):
+                case = case._replace(shape=(0, *case.shape[1:]))
+                opcheck_both(case, draw(case))
 
 
 def second_gradients(function, case: Case, inputs: Inputs, *, by: tuple[str, ...]) -> dict[str, Tensor]:
@@ -94,27 +98,31 @@ def second_gradients(function, case: Case, inputs: Inputs, *, by: tuple[str, ...
     return dict(zip(leaves, seconds, strict=True))
 
 
-@pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("case", EVERY_CASE, ids=str)
-def test_double_backward_matches_the_reference(case: Case, with_bias: bool):
+def test_double_backward_matches_the_reference(subtests):
     """For all first gradients together, and for each alone, when the others are None."""
-    inputs = draw(case, with_bias=with_bias)
-    doubles = {name: None if tensor is None else tensor.double() for name, tensor in inputs.items()}
-    names = tuple(name for name, tensor in inputs.items() if tensor is not None)
-    for by in (names, *((name,) for name in names)):
-        expected = second_gradients(run_reference, case, doubles, by=by)
-        assert_near(second_gradients(run_operator, case, inputs, by=by), expected)
-        assert expected["gradient"].abs().max() > 0.01  # a second gradient of zeros would be detected
+    for case in EVERY_CASE:
+        for with_bias in [True, False]:
+            with subtests.test(case=str(case), with_bias=str(with_bias)):
+                inputs = draw(case, with_bias=with_bias)
+                doubles = {name: None if tensor is None else tensor.double() for name, tensor in inputs.items()}
+                names = tuple(name for name, tensor in inputs.items() if tensor is not None)
+                for by in (names, *((name,) for name in names)):
+                    expected = second_gradients(run_reference, case, doubles, by=by)
+                    assert_near(second_gradients(run_operator, case, inputs, by=by), expected)
+                    assert expected["gradient"].abs().max() > 0.01  # a second gradient of zeros would be detected
 
 
-@pytest.mark.parametrize("case", EVERY_CASE, ids=str)
-def test_double_backward_supports_half_inputs_with_float32_weights(case: Case):
+def test_double_backward_supports_half_inputs_with_float32_weights(subtests):
     """As under autocast: a gradient penalty must support mixed dtypes."""
-    inputs = draw(case, dtype=torch.bfloat16)
-    doubles = {name: tensor.double() for name, tensor in inputs.items()}
-    found = second_gradients(run_operator, case, inputs, by=("x",))
-    assert [found[name].dtype for name in inputs] == [tensor.dtype for tensor in inputs.values()]
-    assert_near(found, second_gradients(run_reference, case, doubles, by=("x",)), 0.05)  # some roundings to 8 bits
+    for case in EVERY_CASE:
+        with subtests.test(case=str(case)):
+            inputs = draw(case, dtype=torch.bfloat16)
+            doubles = {name: tensor.double() for name, tensor in inputs.items()}
+            found = second_gradients(run_operator, case, inputs, by=("x",))
+            assert [found[name].dtype for name in inputs] == [tensor.dtype for tensor in inputs.values()]
+            assert_near(
+                found, second_gradients(run_reference, case, doubles, by=("x",)), 0.05
+            )  # some roundings to 8 bits
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=str)
@@ -137,15 +145,16 @@ def test_third_derivatives_are_correct_or_raise(case: Case):
     assert_near({"x": found / largest}, {"x": expected / largest}, 1e-3)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=str)
-def test_frozen_tensors_do_not_change_other_gradients(case: Case):
-    inputs = draw(case)
-    every = output_and_gradients(run_operator, case, inputs)
-    for name in inputs:
-        alone = {key: tensor.detach().requires_grad_(key == name) for key, tensor in inputs.items()}
-        out = run_operator(case, alone)
-        gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-        assert torch.autograd.grad(out, alone[name], gradient)[0].equal(every[name])
+def test_frozen_tensors_do_not_change_other_gradients(subtests):
+    for case in CASES.values():
+        with subtests.test(case=str(case)):
+            inputs = draw(case)
+            every = output_and_gradients(run_operator, case, inputs)
+            for name in inputs:
+                alone = {key: tensor.detach().requires_grad_(key == name) for key, tensor in inputs.items()}
+                out = run_operator(case, alone)
+                gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+                assert torch.autograd.grad(out, alone[name], gradient)[0].equal(every[name])
 
 
 def test_only_inputs_are_saved_for_backward():
@@ -158,32 +167,34 @@ def test_only_inputs_are_saved_for_backward():
     assert [tensor.data_ptr() for tensor in kept if tensor.numel() == 2 * 5 * 40 * 40] == [inputs["x"].data_ptr()]
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=str)
-def test_vmap_supports_inputs_weights_and_biases(case: Case):
-    several = [draw(case._replace(dilation=seed)) for seed in (1, 2, 3)]  # the dilation is part of the seed
-    stacked = {name: torch.stack([inputs[name] for inputs in several], dim=1) for name in several[0]}
-    found = torch.func.vmap(lambda inputs: run_operator(case, inputs), in_dims=1)(stacked)
-    for one, inputs in zip(found, several, strict=True):
-        assert_near({"output": one}, {"output": run_reference_float64(case, inputs)["output"]})
-    shared = {**stacked, "x": several[0]["x"]}
-    dims = {name: None if name == "x" else 1 for name in shared}
-    found = torch.func.vmap(lambda inputs: run_operator(case, inputs), in_dims=(dims,))(shared)
-    for one, inputs in zip(found, several, strict=True):
-        expected = run_reference_float64(case, {**inputs, "x": several[0]["x"]})["output"]
-        assert_near({"output": one}, {"output": expected})
+def test_vmap_supports_inputs_weights_and_biases(subtests):
+    for case in CASES.values():
+        with subtests.test(case=str(case)):
+            several = [draw(case._replace(dilation=seed)) for seed in (1, 2, 3)]  # the dilation is part of the seed
+            stacked = {name: torch.stack([inputs[name] for inputs in several], dim=1) for name in several[0]}
+            found = torch.func.vmap(lambda inputs: run_operator(case, inputs), in_dims=1)(stacked)
+            for one, inputs in zip(found, several, strict=True):
+                assert_near({"output": one}, {"output": run_reference_float64(case, inputs)["output"]})
+            shared = {**stacked, "x": several[0]["x"]}
+            dims = {name: None if name == "x" else 1 for name in shared}
+            found = torch.func.vmap(lambda inputs: run_operator(case, inputs), in_dims=(dims,))(shared)
+            for one, inputs in zip(found, several, strict=True):
+                expected = run_reference_float64(case, {**inputs, "x": several[0]["x"]})["output"]
+                assert_near({"output": one}, {"output": expected})
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=str)
-def test_batched_gradients_match_a_loop(case: Case):
+def test_batched_gradients_match_a_loop(subtests):
     """``is_grads_batched``, which Jacobians use."""
-    inputs = draw(case)
-    leaves = require_grad(inputs)
-    out, gradient = run_operator(case, inputs), torch.randn(3, *case.shape)
-    batched = torch.autograd.grad(out, leaves, gradient, is_grads_batched=True, retain_graph=True)
-    for place in range(3):
-        one = torch.autograd.grad(out, leaves, gradient[place], retain_graph=True)
-        for found, expected in zip(batched, one, strict=True):
-            assert found[place].equal(expected)
+    for case in CASES.values():
+        with subtests.test(case=str(case)):
+            inputs = draw(case)
+            leaves = require_grad(inputs)
+            out, gradient = run_operator(case, inputs), torch.randn(3, *case.shape)
+            batched = torch.autograd.grad(out, leaves, gradient, is_grads_batched=True, retain_graph=True)
+            for place in range(3):
+                one = torch.autograd.grad(out, leaves, gradient[place], retain_graph=True)
+                for found, expected in zip(batched, one, strict=True):
+                    assert found[place].equal(expected)
 
 
 class OperatorModule(nn.Module):
@@ -203,48 +214,54 @@ def van_nodes(graph: torch.fx.Graph) -> list[str]:
     return [str(node.target) for node in graph.nodes if str(node.target).startswith("van.")]
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_compiled_graph_contains_one_node(operator: str):
-    graphs = []
+def test_compiled_graph_contains_one_node(subtests):
+    for operator in OPERATORS:
+        with subtests.test(operator=str(operator)):
+            graphs = []
 
-    def note(module: torch.fx.GraphModule, _inputs: list) -> torch.fx.GraphModule:
-        graphs.append(module.graph)
-        return module
+            def note(module: torch.fx.GraphModule, _inputs: list) -> torch.fx.GraphModule:
+                graphs.append(module.graph)
+                return module
 
-    module, x = OperatorModule(CASES[operator]), torch.randn(2, 5, 9, 8)
-    torch.compiler.reset()
-    assert torch.compile(module, fullgraph=True, backend=note)(x).equal(module(x))
-    assert [van_nodes(graph) for graph in graphs] == [[f"van.{operator}.default"]]
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("case", EVERY_CASE, ids=str)
-def test_compiled_outputs_and_gradients_match_eager(case: Case, dynamic: bool):
-    module = OperatorModule(case)
-    torch.compiler.reset()
-    compile_launch = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    for shape in [(2, 5, 9, 8), (1, 5, 13, 6)]:
-        x = torch.randn(shape, requires_grad=True)
-        expected = (module(x), *torch.autograd.grad(module(x).sum(), [x, *module.parameters()]))
-        found = (compile_launch(x), *torch.autograd.grad(compile_launch(x).sum(), [x, *module.parameters()]))
-        for ours, theirs in zip(found, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
-    torch.compiler.reset()
+            module, x = OperatorModule(CASES[operator]), torch.randn(2, 5, 9, 8)
+            torch.compiler.reset()
+            assert torch.compile(module, fullgraph=True, backend=note)(x).equal(module(x))
+            assert [van_nodes(graph) for graph in graphs] == [[f"van.{operator}.default"]]
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_exported_program_contains_one_node_and_can_be_saved_and_loaded(operator: str):
-    module = OperatorModule(CASES[operator]).eval()
-    sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=2), 3: torch.export.Dim("w", min=2)}
-    program = torch.export.export(module, (torch.randn(2, 5, 9, 8),), dynamic_shapes={"x": sizes})
-    assert van_nodes(program.graph) == [f"van.{operator}.default"]
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    exported = torch.export.load(file).module()
-    for shape in [(2, 5, 9, 8), (1, 5, 31, 4)]:
-        x = torch.randn(shape)
-        torch.testing.assert_close(exported(x), module(x), rtol=1e-6, atol=1e-6)
+def test_compiled_outputs_and_gradients_match_eager(subtests):
+    for case in EVERY_CASE:
+        for dynamic in [False, True]:
+            with subtests.test(case=str(case), dynamic=str(dynamic)):
+                module = OperatorModule(case)
+                torch.compiler.reset()
+                compile_launch = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+                for shape in [(2, 5, 9, 8), (1, 5, 13, 6)]:
+                    x = torch.randn(shape, requires_grad=True)
+                    expected = (module(x), *torch.autograd.grad(module(x).sum(), [x, *module.parameters()]))
+                    found = (
+                        compile_launch(x),
+                        *torch.autograd.grad(compile_launch(x).sum(), [x, *module.parameters()]),
+                    )
+                    for ours, theirs in zip(found, expected, strict=True):
+                        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+                torch.compiler.reset()
+
+
+def test_exported_program_contains_one_node_and_can_be_saved_and_loaded(subtests):
+    for operator in OPERATORS:
+        with subtests.test(operator=str(operator)):
+            module = OperatorModule(CASES[operator]).eval()
+            sizes = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=2), 3: torch.export.Dim("w", min=2)}
+            program = torch.export.export(module, (torch.randn(2, 5, 9, 8),), dynamic_shapes={"x": sizes})
+            assert van_nodes(program.graph) == [f"van.{operator}.default"]
+            file = io.BytesIO()
+            torch.export.save(program, file)
+            file.seek(0)
+            exported = torch.export.load(file).module()
+            for shape in [(2, 5, 9, 8), (1, 5, 31, 4)]:
+                x = torch.randn(shape)
+                torch.testing.assert_close(exported(x), module(x), rtol=1e-6, atol=1e-6)
 
 
 X, WEIGHT = torch.randn(1, 2, 5, 5), torch.randn(2, 1, 3, 3)
@@ -265,19 +282,20 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize(("x", "weight", "bias", "message"), INVALID)
-def test_invalid_tensors_raise_shape_error(x, weight, bias, message):
-    with pytest.raises(ShapeError, match=message):
-        operators.depthwise(x, weight, bias, 1)
-    with pytest.raises(ShapeError, match=message):
-        operators.depthwise_gelu(x, weight, bias)
-    with pytest.raises(ShapeError, match=message):
-        operators.lka_pair(x, weight, bias, WEIGHT, None, 1)
-    if x is X:
-        with pytest.raises(
-            ShapeError, match=message.replace("weight", "dilated_weight").replace("bias", "dilated_bias")
-        ):
-            operators.lka_pair(x, WEIGHT, None, weight, bias, 1)
+def test_invalid_tensors_raise_shape_error(subtests):
+    for x, weight, bias, message in INVALID:
+        with subtests.test(message=message):
+            with pytest.raises(ShapeError, match=message):
+                operators.depthwise(x, weight, bias, 1)
+            with pytest.raises(ShapeError, match=message):
+                operators.depthwise_gelu(x, weight, bias)
+            with pytest.raises(ShapeError, match=message):
+                operators.lka_pair(x, weight, bias, WEIGHT, None, 1)
+            if x is X:
+                with pytest.raises(
+                    ShapeError, match=message.replace("weight", "dilated_weight").replace("bias", "dilated_bias")
+                ):
+                    operators.lka_pair(x, WEIGHT, None, weight, bias, 1)
 
 
 def test_dilation_below_one_raises_shape_error(run_python):

@@ -45,69 +45,84 @@ def run_public_function(case: Case, inputs: Inputs) -> Tensor:
     return lka_pair(x, Kernel(*kernels[:2]), Kernel(*kernels[2:], case.dilation))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("with_bias", [True, False])
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("backend", AVAILABLE)
-def test_every_backend_matches_the_reference(backend, case, with_bias, layout):
-    inputs = draw(case, with_bias=with_bias, layout=layout)
-    with use_backend(backend):
-        found = output_and_gradients(run_public_function, case, inputs)
-    assert_near(found, run_reference_float64(case, inputs))
-    assert found["output"].stride() == inputs["x"].stride()
+def test_every_backend_matches_the_reference(subtests):
+    for backend in AVAILABLE:
+        for case in CASES:
+            for with_bias in [True, False]:
+                for layout in LAYOUTS:
+                    with subtests.test(
+                        backend=str(backend), case=str(case), with_bias=str(with_bias), layout=str(layout)
+                    ):
+                        inputs = draw(case, with_bias=with_bias, layout=layout)
+                        with use_backend(backend):
+                            found = output_and_gradients(run_public_function, case, inputs)
+                        assert_near(found, run_reference_float64(case, inputs))
+                        assert found["output"].stride() == inputs["x"].stride()
 
 
-@pytest.mark.parametrize("case", EVEN, ids=str)
-def test_even_kernel_sizes_match_the_reference(case):
-    inputs = draw(case)
-    assert_near(output_and_gradients(run_public_function, case, inputs), run_reference_float64(case, inputs))
+def test_even_kernel_sizes_match_the_reference(subtests):
+    for case in EVEN:
+        with subtests.test(case=str(case)):
+            inputs = draw(case)
+            assert_near(output_and_gradients(run_public_function, case, inputs), run_reference_float64(case, inputs))
 
 
-@pytest.mark.parametrize("case", [*CASES, *EVEN], ids=str)
-def test_float64_is_computed_in_float64(case):
-    inputs = {name: tensor.double() for name, tensor in draw(case).items()}
-    assert_near(output_and_gradients(run_public_function, case, inputs), run_reference_float64(case, inputs), 1e-14)
+def test_float64_is_computed_in_float64(subtests):
+    for case in [*CASES, *EVEN]:
+        with subtests.test(case=str(case)):
+            inputs = {name: tensor.double() for name, tensor in draw(case).items()}
+            assert_near(
+                output_and_gradients(run_public_function, case, inputs), run_reference_float64(case, inputs), 1e-14
+            )
 
 
-@pytest.mark.parametrize("case", [Case("lka_pair", (2, 5, 13, 11), local_sides=(3, 3)), *CASES], ids=str)
-def test_empty_batch_gives_zero_gradients(case):
-    inputs = draw(case._replace(shape=(0, 5, 13, 11)))
-    found = output_and_gradients(run_public_function, case, inputs)
-    assert found.pop("output").shape == found.pop("x").shape == (0, 5, 13, 11)
-    for name, gradient in found.items():
-        assert gradient.equal(torch.zeros_like(inputs[name]))
+def test_empty_batch_gives_zero_gradients(subtests):
+    for case in [Case("lka_pair", (2, 5, 13, 11), local_sides=(3, 3)), *CASES]:
+        with subtests.test(case=str(case)):
+            inputs = draw(case._replace(shape=(0, 5, 13, 11)))
+            found = output_and_gradients(run_public_function, case, inputs)
+            assert found.pop("output").shape == found.pop("x").shape == (0, 5, 13, 11)
+            for name, gradient in found.items():
+                assert gradient.equal(torch.zeros_like(inputs[name]))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("backend", AVAILABLE)
-def test_autocast_gives_half_outputs_and_float32_gradients(backend, case, dtype):
+def test_autocast_gives_half_outputs_and_float32_gradients(subtests):
     """As with PyTorch's convolutions. Outputs match float64 for the input as rounded by autocast."""
-    inputs = draw(case)
+    for backend in AVAILABLE:
+        for case in CASES:
+            for dtype in [torch.bfloat16, torch.float16]:
+                with subtests.test(backend=str(backend), case=str(case), dtype=str(dtype)):
+                    inputs = draw(case)
 
-    def under_autocast(case: Case, inputs: Inputs) -> Tensor:
-        with torch.autocast("cpu", dtype=dtype):
-            out = run_public_function(case, inputs)
-        assert out.dtype == dtype
-        return out
+                    def under_autocast(case: Case, inputs: Inputs) -> Tensor:
+                        with torch.autocast("cpu", dtype=dtype):
+                            out = run_public_function(case, inputs)
+                        assert out.dtype == dtype
+                        return out
 
-    with use_backend(backend):
-        found = output_and_gradients(under_autocast, case, inputs)
-    assert {tensor.dtype for name, tensor in found.items() if name != "output"} == {torch.float32}
-    expected = output_and_gradients(
-        run_reference, case, {name: tensor.double() for name, tensor in inputs.items()}, gradient_dtype=dtype
-    )
-    assert_near(found, expected, 5 * torch.finfo(dtype).eps)
+                    with use_backend(backend):
+                        found = output_and_gradients(under_autocast, case, inputs)
+                    assert {tensor.dtype for name, tensor in found.items() if name != "output"} == {torch.float32}
+                    expected = output_and_gradients(
+                        run_reference,
+                        case,
+                        {name: tensor.double() for name, tensor in inputs.items()},
+                        gradient_dtype=dtype,
+                    )
+                    assert_near(found, expected, 5 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.skipif(not CPP, reason="no native library")
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_autocast_casts_inputs_but_not_weights_of_the_fast_operators(case):
-    inputs = draw(case)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = run_public_function(case, inputs)
-    assert found.equal(run_public_function(case, {**inputs, "x": inputs["x"].bfloat16()}))
-    assert not found.equal(run_public_function(case, {name: value.bfloat16() for name, value in inputs.items()}))
+def test_autocast_casts_inputs_but_not_weights_of_the_fast_operators(subtests):
+    for case in CASES:
+        with subtests.test(case=str(case)):
+            inputs = draw(case)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                found = run_public_function(case, inputs)
+            assert found.equal(run_public_function(case, {**inputs, "x": inputs["x"].bfloat16()}))
+            assert not found.equal(
+                run_public_function(case, {name: value.bfloat16() for name, value in inputs.items()})
+            )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")  # PyTorch's own, when forward mode is first used

@@ -58,9 +58,8 @@ def test_output_equals_a_hand_computed_example():
     assert out.flatten().tolist() == [1, 2, 3, 4 * 3, 5 * 5]
 
 
-@pytest.mark.parametrize(
-    ("images", "channels", "rows", "columns"),
-    [
+def test_output_and_gradients_match_the_naive_implementation(subtests):
+    for images, channels, rows, columns in [
         (1, 1, 1, 1),
         (2, 3, 7, 7),
         (1, 5, 1, 31),
@@ -69,12 +68,11 @@ def test_output_equals_a_hand_computed_example():
         (1, 4, 23, 2),
         (0, 3, 5, 5),
         (2, 7, 9, 37),
-    ],
-)
-def test_output_and_gradients_match_the_naive_implementation(images, channels, rows, columns):
-    x, kernels = random_feature_map(images, channels, rows, columns), random_kernels(channels)
-    expected = output_and_gradients(naive_attention, x, kernels)
-    assert_same(output_and_gradients(large_kernel_attention, x, kernels), expected, FLOAT64)
+    ]:
+        with subtests.test(images=str(images), channels=str(channels), rows=str(rows), columns=str(columns)):
+            x, kernels = random_feature_map(images, channels, rows, columns), random_kernels(channels)
+            expected = output_and_gradients(naive_attention, x, kernels)
+            assert_same(output_and_gradients(large_kernel_attention, x, kernels), expected, FLOAT64)
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,28 +109,29 @@ def test_gradients_match_finite_differences():
     assert torch.autograd.gradgradcheck(flat, tensors)
 
 
-@pytest.mark.parametrize(
-    "operator",
-    [
+def test_gradients_of_each_operator_match_finite_differences(subtests):
+    for operator in [
         lambda x, lw, lb, dw, db: depthwise(x, Kernel(dw, db, 2)),
         lambda x, lw, lb, dw, db: depthwise_gelu(x, Kernel(lw, lb)),
         lambda x, lw, lb, dw, db: lka_pair(x, Kernel(lw, lb), Kernel(dw, db, 2)),
-    ],
-    ids=["depthwise", "depthwise_gelu", "lka_pair"],
-)
-def test_gradients_of_each_operator_match_finite_differences(operator):
-    x, (local, dilated, _) = random_feature_map(2, 2, 4, 5), random_kernels(2, local_size=3, dilated_size=3, dilation=2)
-    tensors = (x, local.weight, local.bias, dilated.weight, dilated.bias)
-    assert torch.autograd.gradcheck(operator, tensors)
-    assert torch.autograd.gradgradcheck(operator, tensors)
+    ]:
+        with subtests.test(operator=str(operator)):
+            x, (local, dilated, _) = (
+                random_feature_map(2, 2, 4, 5),
+                random_kernels(2, local_size=3, dilated_size=3, dilation=2),
+            )
+            tensors = (x, local.weight, local.bias, dilated.weight, dilated.bias)
+            assert torch.autograd.gradcheck(operator, tensors)
+            assert torch.autograd.gradgradcheck(operator, tensors)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 7, 5), (1, 2, 29, 1), (0, 3, 5, 5)])
-def test_gelu_is_x_times_the_normal_cdf(shape):
-    x, (local, _, _) = random_feature_map(*shape), random_kernels(shape[1], local_size=3)
-    before = naive_depthwise(x, local)
-    expected = before * torch.distributions.Normal(0.0, 1.0).cdf(before)
-    torch.testing.assert_close(depthwise_gelu(x, local), expected, rtol=FLOAT64, atol=FLOAT64)
+def test_gelu_is_x_times_the_normal_cdf(subtests):
+    for shape in [(1, 1, 1, 1), (2, 3, 7, 5), (1, 2, 29, 1), (0, 3, 5, 5)]:
+        with subtests.test(shape=str(shape)):
+            x, (local, _, _) = random_feature_map(*shape), random_kernels(shape[1], local_size=3)
+            before = naive_depthwise(x, local)
+            expected = before * torch.distributions.Normal(0.0, 1.0).cdf(before)
+            torch.testing.assert_close(depthwise_gelu(x, local), expected, rtol=FLOAT64, atol=FLOAT64)
 
 
 def test_pair_equals_two_depthwise_convolutions():
@@ -142,14 +141,17 @@ def test_pair_equals_two_depthwise_convolutions():
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-@pytest.mark.parametrize(("kernel_size", "dilation"), [(7, 3), (4, 3), (2, 1), (1, 5), (6, 4)])
-def test_padding_equals_same_padding_in_pytorch(kernel_size, dilation):
-    x, weight = (
-        random_feature_map(1, 2, 19, 23),
-        random_kernels(2, dilated_size=kernel_size, dilation=dilation)[1].weight,
-    )
-    expected = torch.nn.functional.conv2d(x, weight, padding="same", dilation=dilation, groups=2)
-    torch.testing.assert_close(depthwise(x, Kernel(weight, None, dilation)), expected, rtol=FLOAT64, atol=FLOAT64)
+def test_padding_equals_same_padding_in_pytorch(subtests):
+    for kernel_size, dilation in [(7, 3), (4, 3), (2, 1), (1, 5), (6, 4)]:
+        with subtests.test(kernel_size=str(kernel_size), dilation=str(dilation)):
+            x, weight = (
+                random_feature_map(1, 2, 19, 23),
+                random_kernels(2, dilated_size=kernel_size, dilation=dilation)[1].weight,
+            )
+            expected = torch.nn.functional.conv2d(x, weight, padding="same", dilation=dilation, groups=2)
+            torch.testing.assert_close(
+                depthwise(x, Kernel(weight, None, dilation)), expected, rtol=FLOAT64, atol=FLOAT64
+            )
 
 
 def test_even_dilated_kernels_are_padded_asymmetrically():
@@ -167,26 +169,31 @@ def test_kernels_may_be_rectangular():
     torch.testing.assert_close(rows, naive_depthwise(x, Kernel(full)), rtol=FLOAT64, atol=FLOAT64)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_output_dtype_equals_input_dtype(dtype):
-    out = large_kernel_attention(random_feature_map(1, 3, 6, 6, dtype=dtype), *random_kernels(3, dtype=dtype))
-    assert out.dtype == dtype
-    assert out.isfinite().all()
+def test_output_dtype_equals_input_dtype(subtests):
+    for dtype in [torch.float64, torch.float32, torch.bfloat16, torch.float16]:
+        with subtests.test(dtype=str(dtype)):
+            out = large_kernel_attention(random_feature_map(1, 3, 6, 6, dtype=dtype), *random_kernels(3, dtype=dtype))
+            assert out.dtype == dtype
+            assert out.isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("argument", "value", "message"),
-    [
+def test_mismatched_shapes_raise_shape_error(subtests):
+    for argument, value, message in [
         ("x", torch.ones(3, 5, 5), r"x: expected 4 .*3: \(3, 5, 5\)"),
         ("local", Kernel(torch.ones(4, 1, 5, 5)), r"local.weight.*\(3, 1, k, k\).*\(4, 1, 5, 5\).*3 channels"),
         ("dilated", Kernel(torch.ones(3, 3, 7, 7)), r"dilated.weight.*\(3, 1, k, k\).*\(3, 3, 7, 7\).*3 channels"),
         ("dilated", Kernel(torch.ones(3, 7, 7)), r"dilated.weight.*\(3, 7, 7\)"),
         ("mix", Kernel(torch.ones(3, 4, 1, 1)), r"mix.weight.*\(3, 3, 1, 1\).*\(3, 4, 1, 1\)"),
         ("mix", Kernel(torch.ones(3, 3)), r"mix.weight.*\(3, 3, 1, 1\).*\(3, 3\)"),
-    ],
-)
-def test_mismatched_shapes_raise_shape_error(argument, value, message):
-    local, dilated, mix = random_kernels(3)
-    arguments = {"x": random_feature_map(1, 3, 5, 5), "local": local, "dilated": dilated, "mix": mix, argument: value}
-    with pytest.raises(ShapeError, match=message):
-        large_kernel_attention(**arguments)
+    ]:
+        with subtests.test(argument=str(argument), value=str(value), message=str(message)):
+            local, dilated, mix = random_kernels(3)
+            arguments = {
+                "x": random_feature_map(1, 3, 5, 5),
+                "local": local,
+                "dilated": dilated,
+                "mix": mix,
+                argument: value,
+            }
+            with pytest.raises(ShapeError, match=message):
+                large_kernel_attention(**arguments)

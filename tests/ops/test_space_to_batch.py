@@ -1,6 +1,5 @@
 """Space-to-batch convolutions against the reference, in float64 and float32."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -31,14 +30,22 @@ def assert_same(found: dict, expected: dict, tolerance: float) -> None:
         )
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FLOAT32), (torch.float64, FLOAT64)])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_output_and_gradients_match_the_reference(dtype, tolerance, shape, memory_format):
-    kernels = random_kernels(shape[1], dtype=dtype)
-    x = random_feature_map(*shape, dtype=dtype).detach().contiguous(memory_format=memory_format).requires_grad_()
-    expected = output_and_gradients(reference.large_kernel_attention, x, kernels)
-    assert_same(output_and_gradients(attention_space_to_batch, x, kernels), expected, tolerance)
+def test_output_and_gradients_match_the_reference(subtests):
+    for memory_format in [torch.contiguous_format, torch.channels_last]:
+        for shape in SHAPES:
+            for dtype, tolerance in [(torch.float32, FLOAT32), (torch.float64, FLOAT64)]:
+                with subtests.test(
+                    memory_format=str(memory_format), shape=str(shape), dtype=str(dtype), tolerance=str(tolerance)
+                ):
+                    kernels = random_kernels(shape[1], dtype=dtype)
+                    x = (
+                        random_feature_map(*shape, dtype=dtype)
+                        .detach()
+                        .contiguous(memory_format=memory_format)
+                        .requires_grad_()
+                    )
+                    expected = output_and_gradients(reference.large_kernel_attention, x, kernels)
+                    assert_same(output_and_gradients(attention_space_to_batch, x, kernels), expected, tolerance)
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,23 +71,28 @@ def test_comparison_detects_swapped_rows_and_columns():
     assert (swapped - right).abs().max() > 1000 * FLOAT32
 
 
-@pytest.mark.parametrize("dilation", [1, 2, 3, 5])
-def test_batch_to_space_inverts_space_to_batch(dilation):
-    x = torch.arange(2 * 3 * 10 * 15 * dilation**2).reshape(2, 3, 10 * dilation, 15 * dilation)
-    split = space_to_batch.space_to_batch(x, dilation)
-    assert split.shape == (2 * dilation**2, 3, 10, 15)
-    assert space_to_batch.batch_to_space(split, dilation).equal(x)
-    assert split[dilation * dilation - 1].equal(x[0, :, dilation - 1 :: dilation, dilation - 1 :: dilation])
+def test_batch_to_space_inverts_space_to_batch(subtests):
+    for dilation in [1, 2, 3, 5]:
+        with subtests.test(dilation=str(dilation)):
+            x = torch.arange(2 * 3 * 10 * 15 * dilation**2).reshape(2, 3, 10 * dilation, 15 * dilation)
+            split = space_to_batch.space_to_batch(x, dilation)
+            assert split.shape == (2 * dilation**2, 3, 10, 15)
+            assert space_to_batch.batch_to_space(split, dilation).equal(x)
+            assert split[dilation * dilation - 1].equal(x[0, :, dilation - 1 :: dilation, dilation - 1 :: dilation])
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("size", [(9, 12), (7, 11)])
-def test_memory_format_is_preserved(memory_format, size):
-    x = torch.randn(2, 4, *size).contiguous(memory_format=memory_format)
-    kernels = random_kernels(4, dtype=torch.float32)
-    for out in (space_to_batch.depthwise_space_to_batch(x, kernels[1]), attention_space_to_batch(x, *kernels)):
-        assert out.is_contiguous(memory_format=memory_format)
-        assert out.stride() == x.stride()
+def test_memory_format_is_preserved(subtests):
+    for size in [(9, 12), (7, 11)]:
+        for memory_format in [torch.contiguous_format, torch.channels_last]:
+            with subtests.test(size=str(size), memory_format=str(memory_format)):
+                x = torch.randn(2, 4, *size).contiguous(memory_format=memory_format)
+                kernels = random_kernels(4, dtype=torch.float32)
+                for out in (
+                    space_to_batch.depthwise_space_to_batch(x, kernels[1]),
+                    attention_space_to_batch(x, *kernels),
+                ):
+                    assert out.is_contiguous(memory_format=memory_format)
+                    assert out.stride() == x.stride()
 
 
 def non_contiguous_inputs() -> dict[str, torch.Tensor]:
@@ -95,13 +107,14 @@ def non_contiguous_inputs() -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", non_contiguous_inputs())
-def test_non_contiguous_inputs_match_contiguous_ones(name):
-    x = non_contiguous_inputs()[name]
-    assert not x.is_contiguous()
-    kernels = random_kernels(x.shape[1])
-    expected = reference.large_kernel_attention(x.contiguous(), *kernels)
-    torch.testing.assert_close(attention_space_to_batch(x, *kernels), expected, rtol=FLOAT64, atol=FLOAT64)
+def test_non_contiguous_inputs_match_contiguous_ones(subtests):
+    for name in non_contiguous_inputs():
+        with subtests.test(name=str(name)):
+            x = non_contiguous_inputs()[name]
+            assert not x.is_contiguous()
+            kernels = random_kernels(x.shape[1])
+            expected = reference.large_kernel_attention(x.contiguous(), *kernels)
+            torch.testing.assert_close(attention_space_to_batch(x, *kernels), expected, rtol=FLOAT64, atol=FLOAT64)
 
 
 def test_every_element_is_written():
@@ -163,13 +176,12 @@ def test_kernels_without_bias_match_the_reference():
     assert_same(output_and_gradients(attention_space_to_batch, x, bare), expected, FLOAT64)
 
 
-@pytest.mark.parametrize(
-    ("rows", "columns", "kept"), [(56, 56, (7, 7)), (7, 7, (5, 5)), (3, 10, (1, 7)), (1, 4, (1, 3))]
-)
-def test_weights_that_read_only_padding_are_cropped(rows: int, columns: int, kept: tuple[int, int]):
+def test_weights_that_read_only_padding_are_cropped(subtests):
     """At 7 x 7 a tap three steps of 3 away is outside from every pixel, so 5 x 5 of the 7 x 7 taps are left."""
-    kernel = space_to_batch.crop_weight(Kernel(torch.randn(4, 1, 7, 7), None, 3), rows, columns)
-    assert tuple(kernel.weight.shape[2:]) == kept
+    for rows, columns, kept in [(56, 56, (7, 7)), (7, 7, (5, 5)), (3, 10, (1, 7)), (1, 4, (1, 3))]:
+        with subtests.test(rows=str(rows), columns=str(columns), kept=str(kept)):
+            kernel = space_to_batch.crop_weight(Kernel(torch.randn(4, 1, 7, 7), None, 3), rows, columns)
+            assert tuple(kernel.weight.shape[2:]) == kept
 
 
 def test_even_kernels_are_not_cropped():
@@ -177,12 +189,13 @@ def test_even_kernels_are_not_cropped():
     assert tuple(kernel.weight.shape[2:]) == (4, 4)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_gradient_of_cropped_weights_is_zero_and_has_the_strides_of_the_weight(layout: torch.memory_format):
-    weight = torch.randn(4, 1, 7, 7).to(memory_format=layout).requires_grad_()
-    assert weight.stride() == ((49, 49, 7, 1) if layout == torch.contiguous_format else (49, 1, 7, 1))
-    kept = space_to_batch.crop_weight(Kernel(weight, None, 3), 7, 7).weight
-    (gradient,) = torch.autograd.grad(kept.sum(), weight)
-    assert gradient.stride() == weight.stride()
-    assert gradient.sum().item() == 4 * 25
-    assert gradient[:, :, 0].abs().sum().item() == 0
+def test_gradient_of_cropped_weights_is_zero_and_has_the_strides_of_the_weight(subtests):
+    for layout in [torch.contiguous_format, torch.channels_last]:
+        with subtests.test(layout=str(layout)):
+            weight = torch.randn(4, 1, 7, 7).to(memory_format=layout).requires_grad_()
+            assert weight.stride() == ((49, 49, 7, 1) if layout == torch.contiguous_format else (49, 1, 7, 1))
+            kept = space_to_batch.crop_weight(Kernel(weight, None, 3), 7, 7).weight
+            (gradient,) = torch.autograd.grad(kept.sum(), weight)
+            assert gradient.stride() == weight.stride()
+            assert gradient.sum().item() == 4 * 25
+            assert gradient[:, :, 0].abs().sum().item() == 0

@@ -228,27 +228,31 @@ def problem(operator: str, **other: int) -> Problem:
     return Problem(operator=operator, **{**given, **other})
 
 
-@pytest.mark.parametrize("operator", KERNELS)
-def test_autotuner_candidates_include_the_selected_tiling(operator):
-    example = problem(operator, dilation=1 if operator == "gelu_gradient" else 3, kernel_rows=3, kernel_columns=3)
-    candidates = triton_tiling.candidate_tilings(example)
-    assert candidates[0] == triton_tiling.select_tiling(example)
-    assert len(candidates) == len(set(candidates)) > 1
-    tuned = operators._autotuned_kernel(example)
-    names = set(tuned.arg_names)
-    assert all(set(config.kwargs) <= names for config in tuned.configs)
-    assert len({str(config.kwargs) for config in tuned.configs}) == len(candidates)
+def test_autotuner_candidates_include_the_selected_tiling(subtests):
+    for operator in KERNELS:
+        with subtests.test(operator=str(operator)):
+            example = problem(
+                operator, dilation=1 if operator == "gelu_gradient" else 3, kernel_rows=3, kernel_columns=3
+            )
+            candidates = triton_tiling.candidate_tilings(example)
+            assert candidates[0] == triton_tiling.select_tiling(example)
+            assert len(candidates) == len(set(candidates)) > 1
+            tuned = operators._autotuned_kernel(example)
+            names = set(tuned.arg_names)
+            assert all(set(config.kwargs) <= names for config in tuned.configs)
+            assert len({str(config.kwargs) for config in tuned.configs}) == len(candidates)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 13, 56, 97])
-def test_tiles_cover_every_row_and_column(rows):
-    for operator in KERNELS[:2]:
-        example = problem(operator, rows=rows, columns=2 * rows)
-        for tiling in triton_tiling.candidate_tilings(example):
-            arguments = triton_tiling.kernel_arguments(example, tiling)
-            groups = -(-example.phase_columns // arguments["tile_columns"])
-            tiles = groups * 9 * -(-example.images // arguments["image_block"]) * arguments.get("strips", 1)
-            assert arguments["num_tiles"] == tiles
-            assert arguments["channel_block"] * arguments["image_block"] == tiling.lanes
-            assert arguments["halo"] == 3 or groups == 1
-            assert arguments["rows_above"] == 3 or tiling.step >= example.phase_rows
+def test_tiles_cover_every_row_and_column(subtests):
+    for rows in [1, 2, 13, 56, 97]:
+        with subtests.test(rows=str(rows)):
+            for operator in KERNELS[:2]:
+                example = problem(operator, rows=rows, columns=2 * rows)
+                for tiling in triton_tiling.candidate_tilings(example):
+                    arguments = triton_tiling.kernel_arguments(example, tiling)
+                    groups = -(-example.phase_columns // arguments["tile_columns"])
+                    tiles = groups * 9 * -(-example.images // arguments["image_block"]) * arguments.get("strips", 1)
+                    assert arguments["num_tiles"] == tiles
+                    assert arguments["channel_block"] * arguments["image_block"] == tiling.lanes
+                    assert arguments["halo"] == 3 or groups == 1
+                    assert arguments["rows_above"] == 3 or tiling.step >= example.phase_rows

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from datasets.synthetic import COLORS, write_classes
-from van import Predictor, load_checkpoint
+from van import load_checkpoint
 from van.datasets.augment import AugmentSettings
 from van.errors import CheckpointError, DataError, HubError, RunExists, UsageError
+from van.model import Model
+from van.predict import Predictor
 from van.preprocess import CenterCropPreprocess
 from van.recipes.classify import ClassifySettings, run
 from van.tasks.mixup import MixupSettings
@@ -64,7 +66,7 @@ def test_training_from_scratch_classifies_colors(colors, tmp_path):
     augment = AugmentSettings(scale=(0.5, 1.0))
     summary = run(settings(colors, tmp_path / "run", train, augment=augment, init_from="scratch", drop_path_rate=0.0))
     assert summary.metrics["top1"] > 0.8
-    predictor = Predictor.load(tmp_path / "run" / "best.safetensors", device="cpu")
+    predictor = Predictor(Model.load(tmp_path / "run" / "best.safetensors"), device="cpu")
     predicted = {path.parent.name: predictor(path).top(1)[0].label for path in (colors / "val").rglob("*-0.png")}
     assert sum(label == name for name, label in predicted.items()) >= 2
 

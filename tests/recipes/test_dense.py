@@ -15,11 +15,13 @@ from PIL import Image
 from datasets.synthetic import write_checkpoint
 from datasets.synthetic_annotated import dataset_root, edit_json, task_class_names, write_scenes
 from training.tiny import differing_tensors
-from van import Predictor, load_checkpoint
+from van import load_checkpoint
+from van.datasets.augment import JointAugmentSettings
 from van.datasets.dense_dataset import DenseDataset
-from van.datasets.joint_augment import JointAugmentSettings
 from van.errors import DataError, HubError, Interrupted, RunExists, UsageError
-from van.models.load import create_model
+from van.heads import create_model
+from van.model import Model
+from van.predict import Predictor
 from van.predictions import Detections, Segmentation
 from van.preprocess import HALF, ResizePreprocess
 from van.recipes.dense_tasks import DetectSettings, InstancesSettings, PanopticSettings, SegmentSettings, run
@@ -80,7 +82,7 @@ def test_a_short_run_saves_a_checkpoint_that_predicts(few, tmp_path, task, head)
     assert 0 <= summary.metrics[monitor] <= 1
     stored = stored_recipe(tmp_path / "run")
     assert (stored["recipe"], stored["training_images"], stored["validation_images"]) == (task, 4, 2)
-    predictor = Predictor.load(tmp_path / "run" / "best.safetensors", device="cpu")
+    predictor = Predictor(Model.load(tmp_path / "run" / "best.safetensors"), device="cpu")
     prediction = predictor(few / "coco" / "val" / "000000.png")
     assert isinstance(prediction, Detections if task in ("detect", "instances") else Segmentation)
     assert prediction.class_names == best.class_names
@@ -212,7 +214,7 @@ def test_an_image_of_a_single_pixel_is_trained_on(copied, tmp_path, task):
     train = dataclasses.replace(SHORT, batch_size=1)
     summary = run(settings(copied, tmp_path / "run", task, train))
     assert summary.updates == 1
-    prediction = Predictor.load(tmp_path / "run" / "best.safetensors", min_score=0)(
+    prediction = Predictor(Model.load(tmp_path / "run" / "best.safetensors"), min_score=0)(
         copied / "coco" / "train" / "dot.png"
     )
     assert prediction.image_size == (1, 1)
@@ -222,7 +224,7 @@ def test_different_classes_in_the_validation_split_raise(copied, tmp_path):
     path = copied / "coco" / "annotations" / "instances_val.json"
     categories = json.loads(path.read_text())["categories"]
     edit_json(path, categories=[{**one, "name": f"digit {one['name']}"} for one in categories])
-    with pytest.raises(DataError, match=r"instances_val\.json"):
+    with pytest.raises(DataError, match=r"train and val.*digit"):
         run(settings(copied, tmp_path / "run", "detect"))
     assert not (tmp_path / "run").exists()
 

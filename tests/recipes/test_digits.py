@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from datasets.synthetic import write_classes
-from van import Predictor, load_checkpoint
+from van import load_checkpoint
 from van.datasets.digits import load_digits
 from van.errors import DataError, RunExists, UsageError
+from van.model import Model
+from van.predict import Predictor
 from van.preprocess import CenterCropPreprocess
 from van.recipes.digits import DigitsSettings, run
 from van.recipes.validation import flatten_settings
@@ -38,7 +40,7 @@ def test_one_epoch_in_memory_trains_a_network_that_classifies_digits(tmp_path):
     assert best.class_names == tuple("0123456789")
     assert best.preprocess == CenterCropPreprocess(image_size=16, crop_fraction=1.0)
     assert best.metrics == summary.metrics
-    predictor = Predictor.load(tmp_path / "run" / "best.safetensors", device="cpu")
+    predictor = Predictor(Model.load(tmp_path / "run" / "best.safetensors"), device="cpu")
     validation = load_digits().validation
     predictions = predictor([item.source for item in validation])
     correct = sum(

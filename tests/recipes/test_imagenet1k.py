@@ -9,9 +9,9 @@ import pytest
 from datasets.synthetic import write_classes
 from van import load_checkpoint
 from van.errors import DataError, UsageError
-from van.models.registry import VARIANTS
 from van.recipes.imagenet1k import Imagenet1kSettings, run
 from van.recipes.validation import flatten_settings
+from van.weights.published import VARIANTS
 
 PAPER_SETTINGS = {
     "lr": 5e-4, "batch_size": 1024, "weight_decay": 0.05,

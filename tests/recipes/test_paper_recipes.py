@@ -10,7 +10,7 @@ import torch
 
 from datasets.synthetic_annotated import as_coco2017, task_class_names
 from van import load_checkpoint
-from van.datasets.joint_augment import JointAugmentSettings
+from van.datasets.augment import JointAugmentSettings
 from van.errors import UsageError
 from van.preprocess import HALF, IMAGENET_MEAN, IMAGENET_STD, ResizePreprocess
 from van.recipes import coco

@@ -9,9 +9,11 @@ import pytest
 
 from datasets.synthetic import write_checkpoint
 from datasets.synthetic_annotated import task_class_names, write_scenes
-from van import Predictor, load_checkpoint
+from van import load_checkpoint
 from van.errors import DataError, RunExists, UsageError
-from van.models.registry import HEADS
+from van.heads import HEADS
+from van.model import Model
+from van.predict import Predictor
 from van.predictions import Detections, Segmentation
 from van.recipes.scenes import (
     ScenesDetectSettings,
@@ -57,8 +59,8 @@ def test_every_task_trains_on_the_same_scenes_and_saves_a_checkpoint_that_predic
     assert not (tmp_path / "run" / "scenes").exists()
     assert (summary.updates, summary.unreadable) == (1, {})
     best = load_checkpoint(tmp_path / "run" / "best.safetensors")
-    assert (best.task, HEADS[best.model_options["head"]], best.class_names) == (task, task, task_class_names(task))
-    prediction = Predictor.load(tmp_path / "run" / "best.safetensors")(scenes / "coco" / "val" / "000001.png")
+    assert (best.task, HEADS[best.model_options["head"]].task, best.class_names) == (task, task, task_class_names(task))
+    prediction = Predictor(Model.load(tmp_path / "run" / "best.safetensors"))(scenes / "coco" / "val" / "000001.png")
     assert isinstance(prediction, Segmentation if task == "panoptic" else Detections)
 
 

@@ -15,7 +15,7 @@ from report.synthetic_run import HOSTILE, LOG, write_run
 from van.bench.flops import count_flops
 from van.checkpoint import load_checkpoint
 from van.errors import DataError, UsageError
-from van.models.load import create_model
+from van.heads import create_model
 from van.report.data import ReportOptions, collect_report_data
 from van.report.page import render
 from van.report.validation_data import find_validation_data

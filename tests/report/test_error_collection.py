@@ -9,7 +9,7 @@ import torch
 from van.report.error_collection import ErrorCollectingTask
 from van.report.error_ranking import make_error_ranking
 from van.tasks.base import Batch, ImageMeta
-from van.tasks.build import make_task
+from van.tasks.registry import make_task
 
 LABELS = ("ant", "bee", "cat")
 

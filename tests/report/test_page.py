@@ -11,7 +11,7 @@ from van.report.data import ReportOptions, collect_report_data
 from van.report.metric_names import METRICS, format_count, format_metric, format_setting, metric_name
 from van.report.page import render
 from van.report.tables import _compact
-from van.tasks.coco_metrics import METRIC_NAMES
+from van.tasks.detection import METRIC_NAMES
 from van.visualization.svg_charts import format_percent
 
 THIN = "\u202f"
@@ -62,9 +62,7 @@ def test_every_class_has_a_row_and_many_classes_are_folded(data):
     confusion = np.ones((300, 300), int)
     details = {**evaluation.details, "per_class": per_class, "confusion": confusion}
     validation = dataclasses.replace(data.validation, evaluation=dataclasses.replace(evaluation, details=details))
-    network = dataclasses.replace(
-        data.network, loaded=dataclasses.replace(data.network.loaded, class_names=class_names)
-    )
+    network = dataclasses.replace(data.network, loaded=data.network.loaded.replace(class_names=class_names))
     page = render(dataclasses.replace(data, validation=validation, network=network), version="1")
     assert "280 more classes" in page
     rows = re.findall(r"<bdi>class (\d+)</bdi></th>\s*<td class=\"bar\"", page)

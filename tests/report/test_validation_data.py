@@ -9,7 +9,7 @@ from report.synthetic_run import HOSTILE, write_run
 from van.datasets.digits import NUM_VAL
 from van.datasets.folder import load_image_folder, load_validation_items
 from van.errors import DataError
-from van.models.load import load
+from van.model import Model
 from van.report.validation_data import EvenSubset, find_validation_data, read_image_by_name
 
 
@@ -23,7 +23,7 @@ def recipe_of(images, **changes):
 
 @pytest.fixture(scope="module")
 def loaded(finished):
-    return load(finished / "best.safetensors")
+    return Model.load(finished / "best.safetensors")
 
 
 def test_a_folder_without_splits_is_split_as_in_training(finished, images, loaded):
@@ -47,7 +47,7 @@ def test_the_digits_recipe_needs_no_folder(tmp_path):
     from van.datasets.digits import LABELS
 
     run = write_run(tmp_path / "run", data=None, class_names=LABELS)
-    validation = find_validation_data(run, {"recipe": "digits", "images": None}, load(run / "best.safetensors"))
+    validation = find_validation_data(run, {"recipe": "digits", "images": None}, Model.load(run / "best.safetensors"))
     assert len(validation.samples) == NUM_VAL
     assert read_image_by_name(validation.samples, validation.samples.items[3].name).size == (8, 8)
 
@@ -55,7 +55,7 @@ def test_the_digits_recipe_needs_no_folder(tmp_path):
 def test_generated_scenes_are_found_after_the_run_was_moved(tmp_path):
     write_scenes(tmp_path / "before" / "scenes", train=1, validation=2)
     (tmp_path / "before").rename(tmp_path / "after")
-    network = load(write_dense_checkpoint(tmp_path / "after" / "best.safetensors", "segment"))
+    network = Model.load(write_dense_checkpoint(tmp_path / "after" / "best.safetensors", "segment"))
     validation = find_validation_data(tmp_path / "after", {"recipe": "scenes-segment", "data": None}, network)
     assert len(validation.samples) == 2
     assert network.class_names == task_class_names("segment")

@@ -79,7 +79,7 @@ def check_file(data: bytes, path: Path) -> tuple[str, str]:
     path.write_bytes(data)
     for source in (data, path):
         try:
-            image = read_image(source, max_pixels=MAX_PIXELS)
+            image = read_image(source, max_pixels=MAX_PIXELS, untrusted=True)
         except ImageError as error:
             results.append(error.reason)
             if not (0 < len(error.reason) < 500 and error.reason.isprintable()):

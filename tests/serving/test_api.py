@@ -11,15 +11,16 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-import van
 from serving.conftest import png
 from van.explain.explainer import Explainer
 from van.images import read_image
+from van.model import Model
+from van.predict import Predictor
 
 
 @pytest.fixture(scope="module")
 def predictor(classifier_file):
-    return van.Predictor.load(classifier_file, device="cpu")
+    return Predictor(Model.load(classifier_file), device="cpu")
 
 
 def ranked_classes(prediction: dict) -> list:
@@ -73,7 +74,7 @@ def test_all_forms_of_a_body_give_the_same_prediction(service):
 
 def test_detections_are_those_of_the_predictor_above_the_requested_score(service, detector_file):
     image = png(64, 64)
-    own = van.Predictor.load(detector_file, device="cpu")(image).to_dict()["detections"]
+    own = Predictor(Model.load(detector_file), device="cpu")(image).to_dict()["detections"]
     response = service.client.post("/predict?model=detector", content=image, headers={"Content-Type": "image/png"})
     detections = response.json()["predictions"][0]["detections"]
     assert len(own) > 1
@@ -108,7 +109,9 @@ def test_one_invalid_image_among_several_has_its_own_error(service, predictor):
 
 def test_class_activation_maps_are_those_of_the_explainer(service, classifier_file):
     image = png(100, 80)
-    own = Explainer.load(classifier_file, device="cpu")(image, classes=["bee", "dog"], method="layer-cam").to_dict()
+    own = Explainer(Model.load(classifier_file), device="cpu")(
+        image, classes=["bee", "dog"], method="layer-cam"
+    ).to_dict()
     url = "/explain?classes=bee&classes=3&method=layer-cam"
     explanation = service.client.post(url, files={"image": ("a.png", image)}).json()["explanation"]
     assert [found["label"] for found in explanation["maps"]] == ["bee", "dog"]
@@ -121,7 +124,7 @@ def test_class_activation_maps_and_attention_maps_are_drawn(service, classifier_
     image = png(100, 80)
     response = service.client.post("/explain?top=2", files={"image": ("a.png", image)}, headers={"Accept": "image/png"})
     assert response.headers["content-type"] == "image/png"
-    own = Explainer.load(classifier_file, device="cpu")(image, top=2).draw(read_image(image))
+    own = Explainer(Model.load(classifier_file), device="cpu")(image, top=2).draw(read_image(image))
     with Image.open(io.BytesIO(response.content)) as drawn:
         assert drawn.size == own.size
         difference = np.abs(np.asarray(drawn.convert("RGB"), dtype=int) - np.asarray(own, dtype=int))

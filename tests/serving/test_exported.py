@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import van
 from export.networks import LABELS, build_classifier, export_file
 from serving.conftest import png
 from serving.server import ServerProcess, running_server
+from van.model import Model
+from van.predict import Predictor
 
 
 def write_pair(folder: Path, seed: int) -> Path:
@@ -39,7 +40,7 @@ def predict_scores(service: ServerProcess, image: bytes) -> list[float]:
 
 
 def test_an_exported_file_has_the_predictions_of_its_predictor(service, onnx_file):
-    own = van.Predictor.load(onnx_file, threads=1)
+    own = Predictor(Model.load(onnx_file, threads=1))
     found = [predict_scores(service, png(81, 70, seed)) for seed in range(2)]
     expected = [own(png(81, 70, seed)).scores for seed in range(2)]
     np.testing.assert_allclose(found, expected, atol=2e-5)
@@ -57,7 +58,7 @@ def test_a_pair_is_reloaded_only_when_both_of_its_files_match(tmp_path):
     """The new weights come first: they do not match the old network, which continues until the new one is there."""
     pair, fresh = (write_pair(tmp_path / name, seed) for seed, name in enumerate(("served", "fresh")))
     image = png(seed=3)
-    old, new = (list(van.Predictor.load(path, threads=1)(image).scores) for path in (pair, fresh))
+    old, new = (list(Predictor(Model.load(path, threads=1))(image).scores) for path in (pair, fresh))
     assert not np.allclose(old, new, atol=1e-3)
     with running_server(pair, "--threads", 1, "--reload-interval-s", 0.2, OMP_NUM_THREADS="1") as service:
         version = service.client.get("/models").json()["models"][0]["version"]

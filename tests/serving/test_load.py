@@ -22,6 +22,7 @@ from explain.small_models import image, write_small
 from serving.conftest import png
 from serving.server import ServerProcess, running_server
 from van.checkpoint import Checkpoint
+from van.model import Model
 from van.ops import enable_memory_reuse
 from van.predict import Predictor
 from van.preprocess import CenterCropPreprocess
@@ -173,7 +174,7 @@ def model_throughput(path: Path, *, threads: int = 0, batch_size: int = 16, seco
 
 
 def _measure_model(path: Path, batch_size: int, seconds: float) -> float:
-    predictor = Predictor.load(path, device="cpu")
+    predictor = Predictor(Model.load(path), device="cpu")
     assert isinstance(predictor.preprocess, CenterCropPreprocess)
     side = predictor.preprocess.image_size
     batch = torch.rand(batch_size, 3, side, side).contiguous(memory_format=torch.channels_last)

@@ -63,11 +63,11 @@ def test_tensors_run_through_the_fused_network(file, request):
     from_images = run(runner, "predict", [whole] * 2, [whole.tobytes()] * 2)
     tensor = runner.predictor.preprocess(whole)
     sides = [image(tensor.shape[2], tensor.shape[1])] * 2
-    for module in runner.predictor.model.modules():
+    for module in runner.predictor.model.network.modules():
         module.register_forward_pre_hook(fail)
     from_tensors = run(runner, "tensor", sides, [tensor.contiguous().numpy().tobytes()] * 2)
     assert [response.error for response in from_tensors] == ["", ""]
     if tensor.shape[1:] == (whole.height, whole.width):  # the boxes have the same coordinates
         assert [response.result for response in from_tensors] == [response.result for response in from_images]
     with pytest.raises(AssertionError, match="unfused"), torch.inference_mode():  # negative control
-        runner.predictor.model(tensor[None])
+        runner.predictor.model.network(tensor[None])

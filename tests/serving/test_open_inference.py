@@ -6,14 +6,15 @@ import json
 import numpy as np
 import pytest
 
-import van
 from serving.conftest import png
 from van.images import read_image
+from van.model import Model
+from van.predict import Predictor
 
 
 @pytest.fixture(scope="module")
 def predictor(classifier_file):
-    return van.Predictor.load(classifier_file, device="cpu")
+    return Predictor(Model.load(classifier_file), device="cpu")
 
 
 def infer(service, model: str = "small", **request):

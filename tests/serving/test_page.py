@@ -19,6 +19,7 @@ from datasets.synthetic_annotated import write_dense_checkpoint
 from explain.small_models import image, write_small
 from serving.page_session import KEY, PageSession
 from serving.server import ServerProcess, running_server
+from van.model import Model
 from van.predict import Predictor
 from van.visualization.drawing import class_color
 
@@ -102,7 +103,7 @@ def test_an_image_has_the_prediction_of_the_model(visit, files):
     page.choose(files / "0.png")
     page.wait_for("1 done")
     assert page.page.get_by_role("heading", level=1).inner_text() == "Image classification"
-    expected = Predictor.load(files / "animals.safetensors", device="cpu")(files / "0.png").top(5)
+    expected = Predictor(Model.load(files / "animals.safetensors"), device="cpu")(files / "0.png").top(5)
     rows = page.card("0.png").get_by_role("list", name="Top classes").locator("li")
     shown = [(rows.nth(k).locator("bdi").inner_text(), rows.nth(k).locator(".value").inner_text()) for k in range(4)]
     assert shown == [(ranked.label, f"{100 * ranked.score:.1f} %") for ranked in expected]

@@ -14,10 +14,11 @@ import httpx
 import numpy as np
 import pytest
 
-import van
 from explain.small_models import write_small
 from serving.conftest import png
 from serving.server import ServerProcess, running_server
+from van.model import Model
+from van.predict import Predictor
 
 KEY = "a-key-of-the-test-0123456789"
 
@@ -123,7 +124,7 @@ def test_an_allowed_origin_may_send_requests_from_a_browser(service):
 
 
 def test_a_worker_killed_under_load_is_restarted_and_no_request_is_lost(service, model):
-    predictor = van.Predictor.load(model, device="cpu")
+    predictor = Predictor(Model.load(model), device="cpu")
     [worker] = service.workers
     with Load(service) as load:
         assert service.wait_until(lambda: len(load.responses) > 8, 30)
@@ -142,9 +143,9 @@ def test_a_worker_killed_under_load_is_restarted_and_no_request_is_lost(service,
 
 
 def test_a_new_model_file_is_reloaded_under_load_and_a_damaged_one_is_not(service, model, tmp_path):
-    old = van.Predictor.load(model, device="cpu")
+    old = Predictor(Model.load(model), device="cpu")
     fresh_file = write_small(tmp_path / "fresh.safetensors", image_size=64, seed=1)
-    fresh = van.Predictor.load(fresh_file, device="cpu")
+    fresh = Predictor(Model.load(fresh_file), device="cpu")
     version = service.client.get("/models").json()["models"][0]["version"]
     with Load(service, clients=2) as load:
         damaged = tmp_path / "damaged.safetensors"
@@ -193,7 +194,7 @@ def test_an_image_cropped_for_a_replaced_model_gets_the_prediction_of_the_new_on
         with contextlib.suppress(ProcessLookupError):  # it exits as soon as it has responded
             os.kill(worker, signal.SIGCONT)
     service.wait_for("model reloaded", after=before, timeout_s=60)
-    fresh = van.Predictor.load(fresh_file, device="cpu")
+    fresh = Predictor(Model.load(fresh_file), device="cpu")
     np.testing.assert_allclose(found, fresh(png(seed=2)).scores, atol=2e-5)
     assert {line["status"] for line in service.lines[before:] if line.get("path") == "/predict"} == {200}
 

@@ -1,4 +1,4 @@
-"""Script for ``torchrun``: evaluates every task on whole images and writes the results for the test to read.
+"""Script of one of several processes: evaluates every task on whole images and writes the results for the test to read.
 
 Targets and outputs are random, partly equal, and depend on a seed. The network finds its output by the value that an
 image is filled with.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from van.tasks.base import Task
-from van.tasks.build import make_task
+from van.tasks.registry import make_task
 from van.training.distributed import accelerator_context
 from van.training.evaluate import evaluate
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torchmetrics.classification import MulticlassCalibrationError
 
-from van.errors import ShapeError
 from van.predictions import Classification
-from van.tasks.base import Batch, ImageMeta, Task
-from van.tasks.classification import MAX_CONFUSION_CLASSES, ClassificationTask
+from van.tasks.base import Batch, ImageMeta
+from van.tasks.classification import ClassificationTask
+from van.tasks.classification_metric import MAX_CONFUSION_CLASSES
 from van.tasks.mixup import MixupSettings
 from van.training.loader import seeded
 
@@ -54,30 +54,18 @@ def cross_entropy(logits: list[list[float]], soft: np.ndarray) -> float:
     return sum(losses) / len(losses)
 
 
-def check_protocol(task: Task) -> Task:
-    """Return the task; the type checker verifies the protocol here, the test below its members at run time."""
-    return task
-
-
-def test_classification_implements_the_task_protocol():
-    task = check_protocol(ClassificationTask(("ant", "bee")))
-    assert (task.name, task.monitor, task.class_names) == ("classify", "top1", ("ant", "bee"))
-    members = [name for name in vars(Task) if not name.startswith("_")]
-    assert {"stack", "collate", "loss", "metric", "decode"} <= set(members)
-    assert all(callable(getattr(task, name)) for name in members)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
-def test_the_loss_is_the_cross_entropy_with_label_smoothing(smoothing):
-    logits = [[1.0, 2.0, -1.0], [0.5, 0.0, 0.0]]
-    soft = np.eye(3)[[1, 0]] * (1 - smoothing) + smoothing / 3
-    model = FixedLogits(torch.tensor(logits, dtype=torch.float64))
-    task = ClassificationTask(("a", "b", "c"), MixupSettings(label_smoothing=smoothing))
-    loss = task.loss(model, batch_of([1, 0]))
-    assert loss.item() == pytest.approx(cross_entropy(logits, soft), abs=1e-12)
-    loss.backward()
-    gradient = (F.softmax(torch.tensor(logits, dtype=torch.float64), dim=1) - torch.from_numpy(soft)) / 2
-    torch.testing.assert_close(model.logits.grad, gradient)
+def test_the_loss_is_the_cross_entropy_with_label_smoothing(subtests):
+    for smoothing in [0.0, 0.1, 0.9]:
+        with subtests.test(smoothing=str(smoothing)):
+            logits = [[1.0, 2.0, -1.0], [0.5, 0.0, 0.0]]
+            soft = np.eye(3)[[1, 0]] * (1 - smoothing) + smoothing / 3
+            model = FixedLogits(torch.tensor(logits, dtype=torch.float64))
+            task = ClassificationTask(("a", "b", "c"), MixupSettings(label_smoothing=smoothing))
+            loss = task.loss(model, batch_of([1, 0]))
+            assert loss.item() == pytest.approx(cross_entropy(logits, soft), abs=1e-12)
+            loss.backward()
+            gradient = (F.softmax(torch.tensor(logits, dtype=torch.float64), dim=1) - torch.from_numpy(soft)) / 2
+            torch.testing.assert_close(model.logits.grad, gradient)
 
 
 def mixed_targets(mix: MixupSettings, targets: list[int], num_classes: int, seed: int) -> torch.Tensor:
@@ -186,16 +174,6 @@ def test_the_metrics_equal_those_of_a_plain_loop_and_ignore_padding(num_classes,
     for name, value in expected.items():
         assert results["metrics"][name] == pytest.approx(value, abs=1e-5)  # float32 sums of up to 36 losses
     assert all(isinstance(value, float) for value in results["metrics"].values())
-
-
-def test_a_batch_of_padding_does_not_change_the_metrics():
-    metric = ClassificationTask(("a", "b", "c")).metric()
-    metric.update(torch.tensor([[5.0, 0.0, 0.0]]), batch_of([0]))
-    before = metric.compute()
-    metric.update(torch.tensor([[0.0, 5.0, 0.0]] * 3), batch_of([0, 0, 0], valid=[False] * 3))
-    after = metric.compute()
-    assert after["metrics"] == before["metrics"]
-    assert after["confusion"].sum() == 1
 
 
 def test_top5_is_one_with_fewer_than_five_classes():
@@ -313,14 +291,6 @@ def test_sums_of_confidence_do_not_depend_on_the_order():
     assert confidences.cumsum()[-1] != confidences[::-1].cumsum()[-1]
 
 
-def test_a_new_metric_has_no_counts():
-    task = ClassificationTask(("a", "b"))
-    task.metric().update(torch.tensor([[1.0, 0.0]]), batch_of([1]))
-    metric = task.metric()
-    metric.update(torch.tensor([[1.0, 0.0]]), batch_of([0]))
-    assert metric.compute()["metrics"]["top1"] == 1.0
-
-
 def test_decoding_returns_the_scores_of_each_image_in_order():
     predictions = ClassificationTask(("a", "b")).decode(
         torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]), [ImageMeta("one"), ImageMeta("two")]
@@ -338,33 +308,3 @@ def test_decoded_scores_of_half_precision_logits_sum_to_one():
         logits, [ImageMeta("a"), ImageMeta("b")]
     ):
         assert sum(prediction.scores) == pytest.approx(1, abs=1e-5)
-
-
-def test_decoding_non_finite_logits_raises():
-    with pytest.raises(ShapeError, match="nan"):
-        ClassificationTask(("a", "b")).decode(torch.tensor([[float("nan"), 0.0]]), [ImageMeta("one")])
-    with pytest.raises(ValueError, match="zip"):
-        ClassificationTask(("a", "b")).decode(torch.zeros(2, 2), [ImageMeta("one")])
-
-
-def test_collate_stacks_readable_samples_and_lists_unreadable_ones():
-    samples = [
-        {"image": torch.ones(3, 2, 2), "target": 1, "name": "a"},
-        {"name": "b", "unreadable": "is empty"},
-        {"image": torch.zeros(3, 2, 2), "target": 0, "name": "c", "valid": False},
-        {"name": "d", "unreadable": "padding", "valid": False},
-        {"image": torch.zeros(3, 2, 2), "target": 0, "name": "f", "skipped": (("e", "is damaged"),)},
-        {"name": "b", "unreadable": "is empty"},
-    ]
-    batch = ClassificationTask(("x", "y")).collate(samples)
-    assert batch.names == ("a", "c", "f")
-    assert batch.targets.tolist() == [1, 0, 0]
-    assert batch.valid.tolist() == [True, False, True]
-    assert batch.images.shape == (3, 3, 2, 2)
-    assert batch.unreadable == (("b", "is empty"), ("e", "is damaged"))  # without duplicates and padding
-
-
-def test_collating_only_unreadable_samples_returns_an_empty_batch():
-    batch = ClassificationTask(("x", "y")).collate([{"name": "b", "unreadable": "is empty"}])
-    assert len(batch) == 0
-    assert batch.to(torch.device("cpu")).unreadable == (("b", "is empty"),)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from van.errors import DataError, ShapeError
-from van.tasks.base import Batch, ImageMeta, Task
+from van.tasks.base import Batch, ImageMeta
 from van.tasks.segmentation import AUXILIARY_WEIGHT, SegmentationTask
 
 
@@ -62,11 +62,6 @@ def assert_metrics_of(results: dict[str, Any], confusion: np.ndarray) -> None:
         assert results["per_class"][label] == pytest.approx(values, abs=1e-12)
 
 
-def test_semantic_segmentation_implements_the_task_protocol():
-    task: Task = SegmentationTask(("a", "b"))
-    assert (task.name, task.monitor, task.class_names, task.options) == ("segment", "mean_iou", ("a", "b"), {})
-
-
 @settings(deadline=None, max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -110,13 +105,14 @@ def test_metrics_of_a_small_example():
     assert results["confusion"].tolist() == [[2, 1, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("label", [-1, None], ids=["only unlabeled pixels", "no image"])
-def test_a_dataset_without_labeled_pixels_raises(label):
-    metric = SegmentationTask(("a", "b")).metric()
-    if label is not None:
-        metric.update([torch.zeros(2, 2).int()], batch_of([torch.full((2, 2), label)]))
-    with pytest.raises(DataError, match="labeled pixel"):
-        metric.compute()
+def test_a_dataset_without_labeled_pixels_raises(subtests):
+    for label in [-1, None]:
+        with subtests.test(label=str(label)):
+            metric = SegmentationTask(("a", "b")).metric()
+            if label is not None:
+                metric.update([torch.zeros(2, 2).int()], batch_of([torch.full((2, 2), label)]))
+            with pytest.raises(DataError, match="labeled pixel"):
+                metric.compute()
 
 
 def test_more_than_255_classes_are_evaluated_and_decoded():
@@ -146,24 +142,21 @@ def test_outputs_are_decoded_in_original_pixels():
     assert second.segment_ids.tolist() == [[1, 1], [2, 1]]
 
 
-@pytest.mark.parametrize(
-    ("output", "reason"),
-    [
+def test_invalid_outputs_raise(subtests):
+    """Without the check the argmax of NaN logits would be the first class."""
+    for output, reason in [
         (torch.zeros(3, 5).int(), r"\(4, 6\).*\(2, rows, columns\).*\(3, 5\)"),
         (torch.zeros(3, 4, 6), r"\(2, rows, columns\).*\(3, 4, 6\)"),
         (torch.full((2, 4, 6), math.nan), "finite logits"),
         (torch.tensor([math.inf, 0.0]).repeat(12, 2).reshape(2, 4, 6), "finite logits"),
-    ],
-    ids=["label map of another size", "logits of another number of classes", "NaN", "infinity"],
-)
-def test_invalid_outputs_raise(output, reason):
-    """Without the check the argmax of NaN logits would be the first class."""
-    task = SegmentationTask(("a", "b"))
-    with pytest.raises(ShapeError, match=f"x.*{reason}"):
-        task.decode([output], [ImageMeta("x", (4, 6), (4, 6))])
-    batch = batch_of([torch.zeros(4, 6).long()])
-    with pytest.raises(ShapeError, match=f"0.*{reason}"):
-        task.metric().update([output], batch)
+    ]:
+        with subtests.test(output=str(output), reason=str(reason)):
+            task = SegmentationTask(("a", "b"))
+            with pytest.raises(ShapeError, match=f"x.*{reason}"):
+                task.decode([output], [ImageMeta("x", (4, 6), (4, 6))])
+            batch = batch_of([torch.zeros(4, 6).long()])
+            with pytest.raises(ShapeError, match=f"0.*{reason}"):
+                task.metric().update([output], batch)
 
 
 class Logits(nn.Module):
@@ -190,26 +183,27 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> float:
     return sum(losses) / len(losses)
 
 
-@pytest.mark.parametrize("with_auxiliary", [False, True])
-def test_the_loss_is_the_mean_over_labeled_pixels_plus_the_weighted_auxiliary_loss(with_auxiliary):
+def test_the_loss_is_the_mean_over_labeled_pixels_plus_the_weighted_auxiliary_loss(subtests):
     """Images have different numbers of labeled pixels: each pixel has the same weight, not each image."""
-    generator = torch.Generator().manual_seed(0)
-    targets = torch.randint(-1, 5, (2, 3, 7), generator=generator)
-    targets[0, :2] = -1
-    logits, auxiliary = torch.randn(2, 2, 5, 3, 7, generator=generator)
-    network = Logits(logits, auxiliary if with_auxiliary else None)
-    batch = batch_of(list(targets))
-    loss = SegmentationTask([f"c{n}" for n in range(5)]).loss(network, batch)
-    expected = cross_entropy(logits, targets)
-    if with_auxiliary:
-        expected += 0.4 * cross_entropy(auxiliary, targets)
-    assert AUXILIARY_WEIGHT == 0.4
-    assert loss.item() == pytest.approx(expected, rel=1e-6)
-    assert network.inputs is batch.images
-    loss.backward()
-    unlabeled = (targets == -1)[:, None].expand_as(logits)
-    assert network.logits.grad[unlabeled].eq(0).all()
-    assert network.logits.grad[~unlabeled].ne(0).all()
+    for with_auxiliary in [False, True]:
+        with subtests.test(with_auxiliary=str(with_auxiliary)):
+            generator = torch.Generator().manual_seed(0)
+            targets = torch.randint(-1, 5, (2, 3, 7), generator=generator)
+            targets[0, :2] = -1
+            logits, auxiliary = torch.randn(2, 2, 5, 3, 7, generator=generator)
+            network = Logits(logits, auxiliary if with_auxiliary else None)
+            batch = batch_of(list(targets))
+            loss = SegmentationTask([f"c{n}" for n in range(5)]).loss(network, batch)
+            expected = cross_entropy(logits, targets)
+            if with_auxiliary:
+                expected += 0.4 * cross_entropy(auxiliary, targets)
+            assert AUXILIARY_WEIGHT == 0.4
+            assert loss.item() == pytest.approx(expected, rel=1e-6)
+            assert network.inputs is batch.images
+            loss.backward()
+            unlabeled = (targets == -1)[:, None].expand_as(logits)
+            assert network.logits.grad[unlabeled].eq(0).all()
+            assert network.logits.grad[~unlabeled].ne(0).all()
 
 
 def test_a_batch_without_labeled_pixels_has_loss_zero_and_a_zero_gradient():
@@ -226,22 +220,3 @@ def test_the_loss_of_half_precision_logits_is_computed_in_float32():
     targets = torch.randint(0, 4, (1, 5, 5))
     loss = SegmentationTask(("a", "b", "c", "d")).loss(Logits(logits), batch_of(list(targets)))
     assert loss.item() == pytest.approx(cross_entropy(logits, targets), rel=1e-6)
-
-
-def test_collate_keeps_images_of_different_sizes_and_their_sizes():
-    samples = [
-        {"image": torch.zeros(3, 4, 6), "target": torch.zeros(8, 12).long(), "original_size": (8, 12), "name": "a"},
-        {"name": "b", "unreadable": "is empty"},
-        {
-            "image": torch.zeros(3, 5, 5),
-            "target": torch.ones(5, 5).long(),
-            "original_size": (5, 5),
-            "name": "c",
-            "valid": False,
-        },
-    ]
-    batch = SegmentationTask(("x", "y")).collate(samples)
-    assert batch.image_metas == (ImageMeta("a", (8, 12), (4, 6)), ImageMeta("c", (5, 5), (5, 5)))
-    assert [tuple(image.shape) for image in batch.images] == [(3, 4, 6), (3, 5, 5)]
-    assert [target.sum().item() for target in batch.targets] == [0, 25]
-    assert (batch.valid.tolist(), batch.unreadable) == ([True, False], (("b", "is empty"),))

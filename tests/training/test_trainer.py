@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from training.tiny import OPTIONS, Squares, differing_tensors, tensors, tiny_run
+from van.backbones.van import VAN
 from van.checkpoint import load_checkpoint
 from van.errors import DataError, NonFiniteLoss, UsageError
-from van.models.van import VAN
 from van.tasks.mixup import MixupSettings
 from van.training.run_folder import read_log
 from van.training.trainer import fit

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from training.tiny import OPTIONS, Squares, exact_settings, tensors, tiny_run
+from van.backbones.van import VAN
 from van.checkpoint import load_checkpoint
 from van.errors import CheckpointError
-from van.models.van import VAN
 from van.tasks.classification import ClassificationTask
 from van.training.distributed import accelerator_context
 from van.training.evaluate import evaluate

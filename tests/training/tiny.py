@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from van.backbones.van import VAN
 from van.checkpoint import load_checkpoint
-from van.models.van import VAN
 from van.preprocess import CenterCropPreprocess
 from van.tasks.classification import ClassificationTask
 from van.tasks.mixup import MixupSettings

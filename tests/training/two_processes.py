@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from van.models.van import VAN
+from van.backbones.van import VAN
 from van.tasks.classification import ClassificationTask
 from van.training.distributed import accelerator_context
 from van.training.evaluate import evaluate

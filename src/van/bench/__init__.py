@@ -1,1 +1,65 @@
 """Benchmarks of operators, networks and runtime sessions. Outputs are verified before throughput is reported."""
+
+from typing import Any
+
+from van.errors import UsageError
+
+
+def run_benchmark(subject: str, **options: Any) -> list[Any]:
+    """Run the benchmark of ``van bench SUBJECT``; return its rows.
+
+    Args:
+        subject: models, ops or sessions.
+        options: those of its flags that do not concern the output.
+
+    Raises:
+        UsageError: there is no such subject, or an option is out of range.
+        TypeError: there is no such option.
+    """
+    least = {"wait_s": 0, "image_size": 32}
+    for name, value in options.items():
+        if isinstance(value, int | float) and not value >= least.get(name, not isinstance(value, bool)):
+            raise UsageError(f"{name}: expected at least {least.get(name, 1)}, got {value}")
+    subjects = {"models": _models, "ops": _ops, "sessions": _sessions}
+    if subject not in subjects:
+        raise UsageError(f"subject: expected one of {', '.join(subjects)}, got {subject!r}")
+    return subjects[subject](**options)
+
+
+def _ops(*, batch_size: int = 1, rounds: int = 15, threads: int = 1, device: str = "auto") -> list[Any]:
+    from van.bench.machine import benchmark_settings, resolve_device
+    from van.bench.operators import measure
+
+    with benchmark_settings(threads=threads):
+        return list(measure(batch_size=batch_size, rounds=rounds, device=resolve_device(device)))
+
+
+def _models(
+    *,
+    models: tuple[str, ...] = (),
+    backends: tuple[str, ...] = (),
+    sweep: str | None = None,
+    batch_size: int = 8,
+    image_size: int = 224,
+    device: str = "auto",
+    **options: Any,
+) -> list[Any]:
+    from van.bench.cases import comparison_cases, sweep_cases
+    from van.bench.machine import resolve_device
+    from van.bench.models import BenchmarkConfig, measure
+    from van.bench.networks import NETWORKS
+
+    sizes: dict[str, Any] = {"backends": tuple(backends), "batch_size": batch_size, "image_size": image_size}
+    peers = [name for name, network in NETWORKS.items() if not network.is_van]
+    cases = (
+        comparison_cases(tuple(models) or ("van_b0", "van_b1", "van_b2", *peers), **sizes)
+        if sweep is None
+        else sweep_cases(sweep, tuple(models) or ("van_b0",), **sizes)
+    )
+    return measure(cases, BenchmarkConfig(device=resolve_device(device), latency=sweep is None, **options))[1]
+
+
+def _sessions(*, model: tuple[str, ...] = ("van_b0",), sessions: tuple[str, ...] = (), **options: Any) -> list[Any]:
+    from van.bench.sessions import SESSIONS, BenchmarkConfig, measure
+
+    return measure(tuple(model), BenchmarkConfig(sessions=tuple(sessions) or tuple(SESSIONS), **options))

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from van.backbones.fusion import fuse
 from van.bench.networks import Network, build
 from van.bench.runtimes import write_onnx
-from van.models.fusion import fuse
 from van.ops import use_backend
 
 NUM_CHECKED = 2

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import van  # noqa: F401  registers VAN with timm
-from van.models.registry import VARIANTS
+from van.weights.published import VARIANTS
 
 PUBLISHED_IMAGE_SIZE = 224
 CHANNELS_LAST, NCHW = "channels_last", "NCHW"

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from van.bench.machine import peak_flops, synchronizer
 from van.bench.timing import Timing, time_interleaved
-from van.models.registry import MLP_RATIOS
 from van.ops import (
     BACKENDS,
     Kernel,
@@ -26,6 +25,7 @@ from van.ops import (
     use_backend,
 )
 from van.ops.memory import enable_memory_reuse
+from van.weights.published import MLP_RATIOS
 
 STAGES = tuple(zip((64, 128, 320, 512), (56, 28, 14, 7), MLP_RATIOS, strict=True))
 """Channels, feature map size in pixels and MLP ratio of the stages of VAN-B1 to B4 at 224 x 224."""

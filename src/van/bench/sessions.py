@@ -17,16 +17,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from van.backbones.fusion import fuse
 from van.bench.machine import benchmark_settings
 from van.bench.memory import measure_peak_memory
 from van.bench.networks import NETWORKS, build
+from van.device import to_channels_last
 from van.errors import UsageError
 from van.export import int8, openvino
 from van.export.formats import FORMATS, open_session
 from van.export.verify import synthetic_images
 from van.export.writing import ExportOptions
-from van.models.fusion import fuse
-from van.models.load import LoadedModel, imagenet_class_names, to_channels_last
+from van.model import Model, imagenet_class_names
 from van.ops import use_backend
 from van.preprocess import CenterCropPreprocess
 
@@ -142,8 +143,8 @@ def format_table(rows: Sequence[Row], machine: str, threads: int) -> str:
 
 
 def _benchmark_network(name: str, config: BenchmarkConfig, folder: Path) -> list[Row]:
-    loaded = LoadedModel(
-        model=build(NETWORKS[name], image_size=config.image_size),
+    loaded = Model(
+        build(NETWORKS[name], image_size=config.image_size),
         name=name,
         options={},
         task="classify",
@@ -152,7 +153,7 @@ def _benchmark_network(name: str, config: BenchmarkConfig, folder: Path) -> list
     )
     images = torch.stack([loaded.preprocess(image) for image in synthetic_images(_NUM_COMPARED_IMAGES)])
     with torch.inference_mode(), use_backend("reference"):
-        expected = torch.cat([loaded.model(image[None]) for image in images])
+        expected = torch.cat([loaded.network(image[None]) for image in images])
     rows: dict[str, Row] = {}
     predictors: dict[str, Predict] = {}
     for session in config.sessions:
@@ -173,10 +174,10 @@ def _benchmark_network(name: str, config: BenchmarkConfig, folder: Path) -> list
     return [_with_timings(row, times.get(session), other_fraction) for session, row in rows.items()]
 
 
-def _make_opener(session: str, loaded: LoadedModel, folder: Path, config: BenchmarkConfig) -> Callable[[], Predict]:
+def _make_opener(session: str, loaded: Model, folder: Path, config: BenchmarkConfig) -> Callable[[], Predict]:
     """Export the file of the session and return a function that opens it."""
     if session == "pytorch":
-        return lambda: _prepare_pytorch(fuse(loaded.model))
+        return lambda: _prepare_pytorch(fuse(loaded.network))
     if session == "openvino-bf16" and not openvino.has_bfloat16():
         raise UsageError("this CPU does not support bfloat16 arithmetic")
     format_name = "onnx" if session == "onnxruntime" else "openvino"

@@ -8,18 +8,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from van.cli.arguments import OUTPUT, Command, parse
 from van.cli.completion_scripts import write_bash, write_fish, write_zsh
 from van.cli.verbs import VERBS
+from van.settings import Positional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompletionSettings:
     """Flags of ``van completion``."""
 
-    shell: Annotated[Literal["bash", "zsh", "fish"], tyro.conf.Positional, tyro.conf.arg(metavar="SHELL")]
+    shell: Annotated[Literal["bash", "zsh", "fish"], Positional("SHELL")]
     """bash, zsh or fish; the script is printed on standard output."""
 
 

@@ -9,8 +9,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from van.cli.arguments import Command
-from van.cli.flags import ANY, Flag
+from van.cli.arguments import ANY, Command, Flag
 
 Names = Mapping[str, Mapping[str, str]]
 """Path to the names that may follow it, each with its summary."""

@@ -5,15 +5,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import Annotated, Any
 
 from van.cli.arguments import DATA, DISPLAY, INPUT, OUTPUT, Command, Subcommands, parse, run_subcommand
 from van.errors import UsageError
-
-if TYPE_CHECKING:
-    from van.datasets.check import CheckReport, ViewStatistics
+from van.settings import Positional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +42,7 @@ class ScenesSettings:
 class CheckSettings:
     """Flags of ``van data check``."""
 
-    data: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+    data: Annotated[Path, Positional("PATH")]
     """Folder of the dataset, in any format that van train reads."""
     preview: Path | None = None
     """Write up to 24 images with their annotations to this PNG file."""
@@ -106,21 +102,14 @@ def _digits(arguments: Sequence[str]) -> int:
 
 def _scenes(arguments: Sequence[str]) -> int:
     settings = parse(DIGIT_SCENES, arguments)
-    for flag in ("train", "val", "seed", "image_size", "max_digits"):
-        least = {"seed": 0, "image_size": 32}.get(flag, 1)
-        if getattr(settings, flag) < least:
-            given = getattr(settings, flag)
+    for flag, least in {"train": 1, "val": 1, "seed": 0, "image_size": 32, "max_digits": 1}.items():
+        given = getattr(settings, flag)
+        if given < least:
             raise UsageError(f"--{flag.replace('_', '-')}: expected at least {least}, got {given}")
-    from van.datasets.scene_files import write_digit_scenes
+    from van.datasets.scenes import write_digit_scenes
 
-    digits = write_digit_scenes(
-        settings.out,
-        train=settings.train,
-        validation=settings.val,
-        image_size=settings.image_size,
-        seed=settings.seed,
-        max_digits=settings.max_digits,
-    )
+    values: dict[str, Any] = dataclasses.asdict(settings)
+    digits = write_digit_scenes(values.pop("out"), validation=values.pop("val"), **values)
     classes = "; also as class folders" if settings.max_digits == 1 else ""
     print(
         f"{settings.out}: {settings.train} training scenes with {digits['train']} digits, {settings.val} validation "
@@ -136,57 +125,11 @@ def _check(arguments: Sequence[str]) -> int:
     from van.datasets.check import check_dataset
 
     report = check_dataset(settings.data, on_image=_show_progress if sys.stderr.isatty() else None)
-    if settings.json:
-        print(json.dumps(report.to_dict(), indent=2))
-    else:
-        _print_counts(report)
-        for issue in report.issues:
-            print(str(issue).replace("\n", "\\n"))
-        print(f"{settings.data}: {f'{len(report.issues):,} issues' if report.issues else 'no issues'}")
+    print(json.dumps(report.to_dict(), indent=2) if settings.json else report)
     if settings.preview is not None:
-        from van.checkpoint import atomic_path
-        from van.datasets.preview import draw_preview
-
-        with atomic_path(settings.preview) as temporary:
-            draw_preview(report.views, temporary)
+        report.draw_preview(settings.preview)
         print(f"preview: {settings.preview}", file=sys.stderr)
     return 1 if report.issues else 0
-
-
-def _print_counts(report: "CheckReport") -> None:
-    """Print a column for each split and type of annotation: counts and sizes, then counts per class."""
-    heads = [f"{stats.split} {stats.target_type}" for stats in report.statistics]
-    width = max((len(head) + 3 for head in heads), default=0)
-
-    def line(name: str, values: Sequence[str]) -> None:
-        print((f"{name[:23]:<24}" + "".join(f"{value:>{width}}" for value in values)).rstrip())
-
-    line("", heads)
-    line("images", [f"{stats.images:,}" for stats in report.statistics])
-    line(
-        "annotations",
-        ["" if stats.target_type == "semantic" else f"{stats.annotations:,}" for stats in report.statistics],
-    )
-    line("unannotated images", [f"{stats.unannotated:,}" for stats in report.statistics])
-    line("smallest image", [_size(stats.smallest) for stats in report.statistics])
-    line("largest image", [_size(stats.largest) for stats in report.statistics])
-    print()
-    maps = any(stats.target_type == "semantic" for stats in report.statistics)
-    line(
-        "class",
-        ["images" if stats.target_type == "semantic" else "annotations" for stats in report.statistics] if maps else [],
-    )
-    for label in dict.fromkeys(label for stats in report.statistics for label in stats.per_class):
-        line(label, [_count_of(label, stats) for stats in report.statistics])
-    print()
-
-
-def _count_of(label: str, stats: "ViewStatistics") -> str:
-    return f"{stats.per_class[label]:,}" if label in stats.per_class else ""
-
-
-def _size(size: tuple[int, int] | None) -> str:
-    return "" if size is None else f"{size[1]}x{size[0]}"
 
 
 def _show_progress(done: int, total: int) -> None:

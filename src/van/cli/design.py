@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from van.backbones.design import best_dilation, decompose
 from van.cli.arguments import DISPLAY, INPUT, OUTPUT, Command, parse
 from van.cli.verbs import VERBS
 from van.errors import UsageError
-from van.models.design import best_dilation, decompose
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

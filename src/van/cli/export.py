@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import tyro
-
 from van.cli.arguments import DISPLAY, INPUT, OUTPUT, Command, parse
 from van.cli.verbs import VERBS
 from van.errors import UsageError
+from van.settings import Positional
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from van.export.formats import Format
     from van.export.verify import Verification
     from van.export.writing import ExportOptions
-    from van.models.load import LoadedModel
+    from van.model import Model
 
 _SYNTHETIC_IMAGES = 4
 _MAX_IMAGES = 16
@@ -32,12 +31,12 @@ _MAX_CALIBRATION_IMAGES = 300
 class ExportSettings:
     """Flags of ``van export``."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    checkpoint: Annotated[str, Positional("CHECKPOINT")]
     """A checkpoint, a public weights file, or a model name such as van_b2."""
     out: Path
     """The file to write; OpenVINO's .bin is written beside its .xml."""
-    format: Literal["onnx", "openvino", "torch-export", "aot-inductor"] = "onnx"
-    """File suffixes are .onnx, .xml, .pt2 and .aoti.pt2."""
+    format: Literal["onnx", "openvino", "torch-export"] = "onnx"
+    """File suffixes are .onnx, .xml and .pt2."""
     half: bool = False
     """float16 weights and arithmetic; OpenVINO computes in bfloat16 where that is faster here, else in float32."""
     dynamic: bool = False
@@ -65,7 +64,7 @@ COMMAND = Command(
     ExportSettings,
     summary=VERBS["export"],
     details="The file holds class names and preprocessing, too. Its outputs are compared with PyTorch's first; if they "
-    "differ by more than --tolerance, no file is written. van predict and van.Predictor read exported files.",
+    "differ by more than --tolerance, no file is written. van predict and van.Model.load read exported files.",
     examples=(
         "van export runs/digits/best.safetensors --out digits.onnx",
         "van export runs/flowers/best.safetensors --format openvino --out flowers.xml --images flowers/val",
@@ -91,10 +90,10 @@ def run(arguments: Sequence[str]) -> int:
     from van.export.formats import FORMATS
     from van.export.header import file_sha256
     from van.export.writing import ExportOptions, check_exportable, with_image_size
-    from van.models.load import load
+    from van.model import Model
 
     start = time.perf_counter()
-    loaded = load(settings.checkpoint)
+    loaded = Model.load(settings.checkpoint)
     check_exportable(loaded, dynamic=settings.dynamic)
     source = Path(settings.checkpoint)
     options = ExportOptions(
@@ -129,13 +128,13 @@ def _check(settings: ExportSettings) -> None:
         raise UsageError(f"--int8: expected --format openvino, got {settings.format}")
     if settings.int8 and settings.half:
         raise UsageError("--int8 and --half exclude each other; choose one")
-    suffixes = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2", "aot-inductor": ".aoti.pt2"}
+    suffixes = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
     if not settings.out.name.lower().endswith(suffixes[settings.format]):
         raise UsageError(f"--out: expected a name ending in {suffixes[settings.format]}, got {settings.out}")
 
 
 def _verification_images(
-    settings: ExportSettings, loaded: "LoadedModel", options: "ExportOptions"
+    settings: ExportSettings, loaded: "Model", options: "ExportOptions"
 ) -> tuple["ExportOptions", "list[Image.Image]"]:
     """Return the images for the verification, and the options with the input size of a file without --dynamic.
 
@@ -174,7 +173,7 @@ def _sample_paths(sources: Sequence[Path], max_images: int) -> list[Path]:
 
 def _write(
     settings: ExportSettings,
-    loaded: "LoadedModel",
+    loaded: "Model",
     format_: "Format",
     options: "ExportOptions",
     images: "list[Image.Image]",
@@ -200,7 +199,7 @@ def _write(
 
 
 def _print_summary(
-    settings: ExportSettings, loaded: "LoadedModel", format_: "Format", verification: "Verification", seconds: float
+    settings: ExportSettings, loaded: "Model", format_: "Format", verification: "Verification", seconds: float
 ) -> None:
     from van.export.formats import open_session
 

@@ -3,15 +3,17 @@
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from van.cli.flags import Flag
+if TYPE_CHECKING:
+    from van.cli.arguments import Flag
 
 _WIDEST = 110
 _HELP_COLUMN = 30
 
 
 def format_help(
-    usage: str, summary: str, details: str, grouped: Mapping[str, Sequence[Flag]], examples: Sequence[str]
+    usage: str, summary: str, details: str, grouped: "Mapping[str, Sequence[Flag]]", examples: Sequence[str]
 ) -> str:
     """Lay out --help of one command, as wide as the terminal, at most 110 characters.
 
@@ -47,7 +49,7 @@ def format_list(usage: str, summary: str, entries: Mapping[str, str], examples: 
     )
 
 
-def _flag_lines(flag: Flag, width: int) -> list[str]:
+def _flag_lines(flag: "Flag", width: int) -> list[str]:
     """Lay out one flag: its label, and its help text in a column of its own."""
     default = flag.describe_default().replace(" ", "\N{NO-BREAK SPACE}")  # never broken over two lines
     wrapped = textwrap.wrap(

@@ -101,7 +101,16 @@ def _run(arguments: list[str]) -> int:
         raise UsageError(_unknown_verb(verb))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     module = importlib.import_module(f"van.cli.{verb}")
-    return module.run(rest)
+    try:
+        return module.run(rest)
+    except UsageError as error:
+        # functions name their argument, "batch_size: expected ..."; here it is called --batch-size
+        name, colon, reason = str(error).partition(":")
+        flags = module.COMMAND.flags() if colon and hasattr(module, "COMMAND") else []
+        option = next((flag.option or flag.metavar for flag in flags if flag.name == name), None)
+        if option is None:
+            raise
+        raise UsageError(f"{option}:{reason}") from error
 
 
 def _unknown_verb(verb: str) -> str:

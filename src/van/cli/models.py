@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from van.cli.arguments import DISPLAY, Command, parse
 from van.cli.verbs import VERBS
-from van.models.registry import LICENSE_NOTE, VARIANTS, Variant
+from van.weights.published import LICENSE_NOTE, VARIANTS, Variant
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
-
 from van.cli.arguments import DISPLAY, INPUT, OUTPUT, RUNTIME, Command, parse
 from van.cli.verbs import VERBS
 from van.errors import UsageError
+from van.settings import Positional
 
 if TYPE_CHECKING:
     from van.report.data import ReportData
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 class ReportSettings:
     """Flags of ``van report``."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[Path, Positional("RUN")]
     """Run folder of van train."""
     out: Path | None = None
     """Output file, ending in .html; default: RUN/report.html."""

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from van.cli.arguments import MODEL, Command, parse
 from van.cli.verbs import VERBS
 from van.errors import MissingExtra, UsageError
 from van.serving.settings import Limits, Settings, check_key, read_key
+from van.settings import Positional
 
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 _MB, _MEGAPIXEL = 1 << 20, 1_000_000
@@ -32,9 +31,7 @@ _POSITIVE = ("header_timeout_s", "body_timeout_s", "timeout_s")
 class ServeSettings:
     """Flags of ``van serve``."""
 
-    models: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL...", help_behavior_hint="(required)")
-    ]
+    models: Annotated[tuple[str, ...], Positional("MODEL...", required=True)]
     """Checkpoints or other model files, each optionally as NAME=FILE; the first one is the default model."""
     host: str = Settings.host
     """Address to bind; any address but the loopback address needs an API key."""

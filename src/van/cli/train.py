@@ -16,9 +16,9 @@ from van.cli.arguments import (
     SYSTEM,
     TRAINING,
     Command,
+    Flag,
     parse,
 )
-from van.cli.flags import Flag
 from van.cli.help import format_list
 from van.cli.suggestions import RECIPES as RECIPE_ALIASES
 from van.cli.suggestions import unknown_name

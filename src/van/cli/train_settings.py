@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from van.cli.flags import ANY, Flag, list_flags
+from van.cli.arguments import ANY, Flag, list_flags
 from van.errors import DataError, UsageError
 from van.recipes import recipe_name
 

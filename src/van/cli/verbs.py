@@ -6,7 +6,7 @@ VERBS = {
     "predict": "Predict classes, boxes, masks or semantic maps of images",
     "explain": "Draw class activation maps and LKA attention, and evaluate how faithful they are",
     "report": "Write an HTML report of a training run: curves, metrics, errors, speed",
-    "export": "Export a model to ONNX, OpenVINO, torch.export or AOTInductor, verified against PyTorch",
+    "export": "Export a model to ONNX, OpenVINO or torch.export, verified against PyTorch",
     "serve": "Serve models over HTTP, with a web page to try them",
     "models": "List the models: parameters, multiply-accumulates, top-1 accuracy, public weights",
     "convert": "Convert public VAN weights to a checkpoint of this package",

@@ -1,35 +1,39 @@
-"""Annotation types that every dataset reader returns: boxes, polygons, run lengths and masks; and their validation.
+"""Annotations that every dataset reader returns: boxes, polygons, run lengths and masks; and their validation.
 
 Shapes: boxes x1, y1, x2, y2 in pixels of the image, so that x2 - x1 is the width; instance masks (H, W) bool;
 semantic masks (H, W), one class index per pixel, ``IGNORE_INDEX`` for unlabeled pixels; sizes are (rows, columns).
-Self-intersections are found as in de Berg et al., "Computational Geometry", chapter 2: edges are sorted, and only
-near ones are compared.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from fractions import Fraction
-from itertools import chain
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import shapely
 from faster_coco_eval.core import mask as coco_mask
 
 from van.errors import DataError
 
 IGNORE_INDEX = -1
 """The class index of pixels that count neither in the loss nor in metrics."""
+NO_VALUE = -1
+"""The mask value of a class that has no pixels in a dataset."""
 TOLERANCE_PX = 1.0
 """How far a box or polygon may reach beyond the image's edge: annotators and formats round differently."""
 CHECK_HINT = 'run "van data check DIR" for all issues'
 """End of every error that reports the first of possibly many issues."""
 
+SPLITS = ("train", "val")
+VALIDATION_NAMES = ("val", "valid", "validation", "test")
+"""Names of the validation split in files and folders, the preferred one first."""
 TASK_TARGETS = {"detect": "boxes", "instances": "masks", "segment": "semantic", "panoptic": "panoptic"}
 """The target type that each task trains on."""
 TARGET_TYPES = tuple(TASK_TARGETS.values())
 """Target types that a dataset can be read as: boxes, masks, semantic, panoptic."""
+CLASSES = "classes"
+"""The target type of class folders; each image has one annotation, whose box means nothing."""
 
 _SINGLE_ANNOTATION_PREFIXES = ("annotation ", "line ", "object ")
 """Beginnings of the locations of single annotations."""
@@ -57,55 +61,40 @@ class InvalidAnnotation(Exception):
 
 
 class Issues:
-    """Issues that a reader reports: raised at once, or collected while the reader skips what is invalid.
-
-    Args:
-        collect: keep every issue in ``collected``; otherwise the first error is raised.
-    """
+    """Issues that a reader reports: raised at once, or with ``collect`` kept while the reader skips what is invalid."""
 
     def __init__(self, *, collect: bool = False) -> None:
         self.collect = collect
         self.collected: list[Issue] = []
 
-    def add(self, file: Path | str, message: str, *, location: str = "", is_warning: bool = False) -> None:
-        """Report an issue; the reader then skips the annotation, unless it is a warning.
-
-        Args:
-            file: the file that has it.
-            message: the value expected and the value got.
-            location: such as ``annotation 17`` or ``line 3``.
-            is_warning: the annotation can be used anyway.
+    def add(self, file: Path | str, message: object, *, location: str = "", is_warning: bool = False) -> None:
+        """Report an issue, see ``Issue``; the reader then skips the annotation, unless it is a warning.
 
         Raises:
             DataError: issues are not collected, and this one is no warning.
         """
-        issue = Issue(str(file), location, message, is_warning)
+        issue = Issue(str(file), location, str(message), is_warning)
         if not self.collect and not is_warning:
             raise DataError(f"{issue}; {CHECK_HINT}")
         self.collected.append(issue)
 
     def raise_unless_minor(self, *, num_annotations: int) -> list[Issue]:
-        """Raise unless the only errors are single skipped annotations, at most 5 % of all.
-
-        Args:
-            num_annotations: how many annotations were read successfully.
-
-        Returns:
-            The issues of the skipped annotations.
+        """Return the issues of single skipped annotations, if these are the only errors and few.
 
         Raises:
-            DataError: anything else is invalid, or more than 5 % of the annotations are.
+            DataError: anything else is invalid, or more than 5 % of the annotations are, beside ``num_annotations``
+                that were read.
         """
         errors = [issue for issue in self.collected if not issue.is_warning]
         skipped = [issue for issue in errors if issue.location.startswith(_SINGLE_ANNOTATION_PREFIXES)]
-        others = [issue for issue in errors if not issue.location.startswith(_SINGLE_ANNOTATION_PREFIXES)]
-        if others or len(skipped) > _MAX_SKIPPED_FRACTION * (num_annotations + len(skipped)):
-            first = (others or skipped)[0]
+        if len(skipped) < len(errors) or len(skipped) > _MAX_SKIPPED_FRACTION * (num_annotations + len(skipped)):
+            first = next((issue for issue in errors if issue not in skipped), errors[0])
             rest = f" (and {len(errors) - 1} more issues)" if len(errors) > 1 else ""
             raise DataError(f"{first}{rest}; {CHECK_HINT}")
         return skipped
 
 
+Box = tuple[float, float, float, float]
 PolygonsOrRle = list[list[float]] | Mapping[str, Any]
 """COCO's ``segmentation``: polygons x1, y1, x2, y2, ... in pixels, or run lengths (RLE)."""
 
@@ -124,7 +113,7 @@ class Annotation:
     """
 
     label: int
-    box: tuple[float, float, float, float]
+    box: Box
     segmentation: PolygonsOrRle | None = None
     crowd: bool = False
     area: float = 0.0
@@ -147,8 +136,7 @@ class Annotation:
             rle: Any = self.segmentation
             if isinstance(rle, list) or isinstance(rle["counts"], list):
                 rle = coco_mask.frPyObjects(rle, rows, columns)
-            merged = coco_mask.merge(rle) if isinstance(rle, list) else rle
-            mask = coco_mask.decode(merged).astype(bool)
+            mask = coco_mask.decode(coco_mask.merge(rle) if isinstance(rle, list) else rle).astype(bool)
         except Exception as error:  # the library raises nearly anything on a damaged segmentation
             raise DataError(f"annotation {self.id}: segmentation cannot be decoded ({error})") from error
         if mask.shape != size:
@@ -156,8 +144,7 @@ class Annotation:
         return mask
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SegmentAnnotation:
+class SegmentAnnotation(NamedTuple):
     """One segment of a panoptic mask: its id (encoded as a color), its class index, and whether it is a crowd."""
 
     id: int
@@ -198,6 +185,7 @@ class AnnotatedDataset:
         images: the images with their annotations.
         things: for each class, whether it is a thing (countable) rather than stuff; panoptic only.
         mask_values: the pixel value of each class in semantic masks; other values are ``IGNORE_INDEX``.
+        unlabeled_values: values of semantic masks that are not classes and are expected all the same.
     """
 
     class_names: tuple[str, ...]
@@ -205,6 +193,20 @@ class AnnotatedDataset:
     images: tuple[ImageRecord, ...]
     things: tuple[bool, ...] = ()
     mask_values: tuple[int, ...] = ()
+    unlabeled_values: tuple[int, ...] = ()
+
+    @property
+    def annotations(self) -> list[Annotation]:
+        """The annotated objects of all images."""
+        return [annotation for image in self.images for annotation in image.annotations]
+
+
+class DatasetView(NamedTuple):
+    """One split of a dataset, read for one target type: one of ``TARGET_TYPES``, or ``CLASSES``."""
+
+    split: str
+    target_type: str
+    dataset: AnnotatedDataset
 
 
 def check_box(box: Sequence[float], size: tuple[int, int]) -> None:
@@ -243,92 +245,71 @@ def check_segmentation(segmentation: Any, size: tuple[int, int]) -> None:
     for index, polygon in enumerate(segmentation):
         name = f"segmentation: polygon {index}"
         if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
-            raise InvalidAnnotation(f"{name}: expected a list of numbers, got {_abbreviate(polygon)}")
-        if not polygon:
-            raise InvalidAnnotation(f"{name}: expected at least 3 points, got 0 (empty)")
+            raise InvalidAnnotation(f"{name}: expected a list of numbers, got {abbreviate(polygon)}")
         if len(polygon) % 2:
             raise InvalidAnnotation(f"{name}: expected an x and a y for each point, got {len(polygon)} numbers")
         if len(polygon) < 6:
-            raise InvalidAnnotation(f"{name}: expected at least 3 points, got {len(polygon) // 2}")
+            raise InvalidAnnotation(f"{name}: expected at least 3 points, got {len(polygon) // 2 or '0 (empty)'}")
         xs, ys = polygon[::2], polygon[1::2]
-        inside = min(xs) >= -TOLERANCE_PX and max(xs) <= columns + TOLERANCE_PX
-        inside = inside and min(ys) >= -TOLERANCE_PX and max(ys) <= rows + TOLERANCE_PX
+        inside = min(*xs, *ys) >= -TOLERANCE_PX and max(xs) <= columns + TOLERANCE_PX
         # NaN compares false with everything, min and max may pass over it: the sum does not
-        if not inside or not math.isfinite(math.fsum(polygon)):
+        if not inside or max(ys) > rows + TOLERANCE_PX or not math.isfinite(math.fsum(polygon)):
             raise InvalidAnnotation(
                 f"{name}: expected finite points in the image of {columns}x{rows} px (width x height), "
-                f"got {_abbreviate(polygon)}"
+                f"got {abbreviate(polygon)}"
             )
 
 
 def find_self_intersections(polygons: Sequence[Sequence[float]]) -> list[int]:
-    """Return the indices of polygons in which two edges properly cross; edges that only touch do not count.
-
-    The test is exact. Its time grows with the pairs of edges whose x ranges overlap, not with all pairs.
-    """
-    crossed: set[int] = set()
-    first, coordinates = 0, 0
-    for index, polygon in enumerate(polygons):
-        coordinates += len(polygon)
-        if coordinates >= _BATCH or index == len(polygons) - 1:
-            crossed.update(first + offset for offset in _find_in_batch(polygons[first : index + 1]))
-            first, coordinates = index + 1, 0
-    return sorted(crossed)
-
-
-_BATCH = 1 << 20
-"""Coordinates, and then pairs of edges, that are processed at once; bounds the memory."""
-
-
-def _find_in_batch(polygons: Sequence[Sequence[float]]) -> set[int]:
-    """Return the indices of self-intersecting polygons, all edges compared at once by a sweep over x."""
-    lengths = np.array([len(polygon) // 2 for polygon in polygons])
-    starts = np.fromiter(chain.from_iterable(polygons), float).reshape(-1, 2)
-    owner = np.repeat(np.arange(len(polygons)), lengths)
-    following = np.arange(1, len(starts) + 1)
-    following[np.cumsum(lengths) - 1] -= lengths
-    ends = starts[following]
-    # shift polygons so that their x ranges do not overlap: edges of different polygons are then never paired
-    shift = owner * (np.ptp(starts[:, 0]) + 1)
-    order = np.argsort(np.minimum(starts[:, 0], ends[:, 0]) + shift)
-    starts, ends, owner, shift = starts[order], ends[order], owner[order], shift[order]
-    low, high = np.minimum(starts, ends), np.maximum(starts, ends)
-    last = np.searchsorted(low[:, 0] + shift, high[:, 0] + shift, side="right")
-    partners = np.maximum(last - np.arange(len(last)) - 1, 0)
-    total = np.cumsum(partners)
-    crossed: set[int] = set()
-    begin = 0
-    while begin < len(partners):
-        done = total[begin] - partners[begin]
-        end = max(begin + 1, int(np.searchsorted(total, done + _BATCH, side="right")))
-        counts = partners[begin:end]
-        i = np.repeat(np.arange(begin, end), counts)
-        j = i + 1 + np.arange(len(i)) - np.repeat(np.cumsum(counts) - counts, counts)
-        near = (owner[i] == owner[j]) & (low[i, 1] <= high[j, 1]) & (low[j, 1] <= high[i, 1])
-        i, j = i[near], j[near]
-        for one, other in ((starts, starts), (starts, ends), (ends, starts), (ends, ends)):
-            apart = (one[i, 0] != other[j, 0]) | (one[i, 1] != other[j, 1])  # edges with a common end only touch
-            i, j = i[apart], j[apart]
-        a, b, c, d = starts[i], ends[i], starts[j], ends[j]
-        cross = (_side(a, b, c) * _side(a, b, d) < 0) & (_side(c, d, a) * _side(c, d, b) < 0)
-        crossed.update(owner[i[cross]].tolist())
-        begin = end
+    """Return the indices of polygons in which two edges properly cross; edges that only touch do not count."""
+    if not polygons:
+        return []
+    rings = [np.reshape((*polygon, *polygon[:2]), (-1, 2)) for polygon in polygons]
+    owner = np.repeat(np.arange(len(rings)), [len(ring) for ring in rings])
+    # a line that touches itself is not simple either, so the edges of the few that are not simple are compared
+    suspects = np.flatnonzero(~shapely.is_simple(shapely.linestrings(np.concatenate(rings), indices=owner)))
+    crossed = []
+    for index in suspects.tolist():
+        edges = shapely.linestrings(np.stack([rings[index][:-1], rings[index][1:]], axis=1))
+        if shapely.STRtree(edges).query(edges, predicate="crosses").size:
+            crossed.append(index)
     return crossed
 
 
-def _side(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Return the side of the line from ``a`` to ``b`` on which ``c`` lies: 1, -1, or 0 on it; all (P, 2), exact."""
-    (x, y), (u, v) = (b - a).T, (c - a).T
-    left, right = x * v, y * u
-    side = np.sign(left - right)
-    exact_zeros = ((x == 0) | (v == 0)) & ((y == 0) | (u == 0))
-    doubtful = np.abs(left - right) <= 1e-15 * (np.abs(left) + np.abs(right)) + 1e-290
-    # floats decide nearly all; where rounding could flip the sign, decide by fractions
-    for index in np.flatnonzero(doubtful & ~exact_zeros):
-        (ax, ay), (bx, by), (cx, cy) = ([Fraction(float(value)) for value in p[index]] for p in (a, b, c))
-        exact = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-        side[index] = (exact > 0) - (exact < 0)
-    return side
+def report_self_intersections(segmentations: Iterable[tuple[Path, str, Any]], issues: Issues) -> None:
+    """Report polygons whose edges cross as warnings, from file, location and polygons (or run lengths) of annotations.
+
+    They can be drawn all the same.
+    """
+    polygons = [
+        (file, location, index, polygon)
+        for file, location, segmentation in segmentations
+        for index, polygon in enumerate(segmentation if isinstance(segmentation, list) else ())
+    ]
+    for crossed in find_self_intersections([polygon for *_, polygon in polygons]):
+        file, location, index, _ = polygons[crossed]
+        message = f"segmentation: polygon {index}: expected edges that do not cross, got a self-intersection"
+        issues.add(file, message, location=location, is_warning=True)
+
+
+def file_stamp(path: Path) -> tuple[int, int] | None:
+    """Return what changes when a file does, as a key of caches; None for a file that is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def abbreviate(value: Any) -> str:
+    """Return the representation of a value for an error message, shortened to 120 characters."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Return up to eight names for an error message, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "none"
 
 
 def _check_rle(rle: Mapping[str, Any], size: tuple[int, int]) -> None:
@@ -343,7 +324,7 @@ def _check_rle(rle: Mapping[str, Any], size: tuple[int, int]) -> None:
     elif isinstance(counts, list) and set(map(type, counts)) <= {int}:
         runs = counts
     else:
-        raise InvalidAnnotation(f"segmentation: counts: expected whole numbers or text, got {_abbreviate(counts)}")
+        raise InvalidAnnotation(f"segmentation: counts: expected whole numbers or text, got {abbreviate(counts)}")
     if any(run < 0 for run in runs):
         raise InvalidAnnotation(f"segmentation: counts: expected at least 0 each, got {min(runs)}")
     if sum(runs) != size[0] * size[1]:
@@ -372,9 +353,4 @@ def _decode_counts(text: str) -> list[int]:
     else:
         if not shift:
             return runs
-    raise InvalidAnnotation(f"segmentation: counts: expected COCO's compressed run lengths, got {_abbreviate(text)}")
-
-
-def _abbreviate(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    raise InvalidAnnotation(f"segmentation: counts: expected COCO's compressed run lengths, got {abbreviate(text)}")

@@ -1,4 +1,8 @@
-"""Training augmentation of classification, by timm; follows the size and colors of a ``CenterCropPreprocess``."""
+"""Training augmentation: its settings, and the transform of classification, which is timm's.
+
+Nothing here imports torch at the top, so that the command line can be parsed without it; ``van.datasets.dense_dataset``
+has the joint transform of images and annotations.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +41,30 @@ class AugmentSettings:
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UsageError(f"--scale: expected two fractions, 0 < first <= second <= 1, got {self.scale}")
-        for name in ("hflip", "random_erasing"):
-            if not 0 <= getattr(self, name) <= 1:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--{flag}: expected a probability from 0 to 1, got {getattr(self, name)}")
+        _check_fractions(self, "hflip", "random_erasing")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JointAugmentSettings:
+    """Random changes of a training image together with its annotations."""
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Least and greatest factor on the size that evaluation would use; 0.1 2.0 is large-scale jitter."""
+    crop_size: int = 0
+    """Side in pixels of a random square crop of the resized image, padded where that is smaller; 0: no crop."""
+    max_class_fraction: tyro.conf.Suppress[float] = 0.75
+    """Greatest fraction of a crop that one class may fill, in semantic masks."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    photometric_distort: float = 0.0
+    """Probability of each change of brightness, contrast, saturation and hue."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 10:
+            raise UsageError(f"--scale: expected two factors, 0 < first <= second <= 10, got {self.scale}")
+        if self.crop_size < 0:
+            raise UsageError(f"--crop-size: expected at least 0 pixels, got {self.crop_size}")
+        _check_fractions(self, "hflip", "photometric_distort", "max_class_fraction")
 
 
 def training_transform(preprocess: CenterCropPreprocess, settings: AugmentSettings) -> Callable[[Image.Image], Tensor]:
@@ -73,3 +97,10 @@ def training_transform(preprocess: CenterCropPreprocess, settings: AugmentSettin
         return transform
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         raise unknown from error
+
+
+def _check_fractions(settings: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(settings, name) <= 1:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag}: expected a fraction from 0 to 1, got {getattr(settings, name)}")

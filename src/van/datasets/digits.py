@@ -4,9 +4,10 @@ Source: UCI "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 199
 After a shuffle by a fixed seed, every fifth digit of a class is for validation: 1,433 training, 364 validation images.
 """
 
+import contextlib
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +58,14 @@ def write_digits(folder: Path) -> TrainValSplits:
     Raises:
         UsageError: the folder is not empty, or cannot be written.
     """
-    if _is_occupied(folder):
-        raise UsageError(f"{folder}: expected a new or empty folder for the digits, got one with files; choose another")
-    splits = load_digits()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as partial:
-            whole = Path(partial) / folder.name
-            for split, items in (("train", splits.train), ("val", splits.validation)):
-                _write_items(whole / split, items)
-            if folder.is_dir():  # it may be the working directory, so it is filled rather than replaced
-                for split in ("train", "val"):
-                    (whole / split).rename(folder / split)
-            else:
-                whole.rename(folder)
-    except OSError as error:
-        raise UsageError(f"{folder}: digits cannot be written ({error}); choose another folder") from error
+    with new_folder(folder, "the digits") as partial:
+        splits = load_digits()
+        for split, items in (("train", splits.train), ("val", splits.validation)):
+            for item in items:
+                path = partial / split / LABELS[item.target] / f"{item.name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                assert isinstance(item.source, Image.Image)
+                item.source.save(path)
     return load_image_folder(folder)
 
 
@@ -85,12 +78,7 @@ def find_or_write_digits(folder: Path) -> TrainValSplits:
         DataError: the folder has other content.
         UsageError: see ``write_digits``.
     """
-    if not _is_occupied(folder):
-        try:
-            return write_digits(folder)
-        except UsageError:
-            if not _is_occupied(folder):  # otherwise another process wrote it first
-                raise
+    write_unless_present(folder, write_digits)
     splits = load_image_folder(folder)
     content = (splits.class_names, len(splits.train), len(splits.validation))
     if content != (LABELS, NUM_TRAIN, NUM_VAL):
@@ -102,13 +90,43 @@ def find_or_write_digits(folder: Path) -> TrainValSplits:
     return splits
 
 
+@contextlib.contextmanager
+def new_folder(folder: Path, content: str) -> Iterator[Path]:
+    """Yield a temporary folder whose files become those of ``folder`` at the end, all of them or none.
+
+    Args:
+        folder: new or empty.
+        content: what is written, for messages.
+
+    Raises:
+        UsageError: the folder is not empty or cannot be written.
+    """
+    if _is_occupied(folder):
+        raise UsageError(f"{folder}: expected a new or empty folder for {content}, got one with files; choose another")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as partial:
+            whole = Path(partial) / folder.name
+            whole.mkdir()
+            yield whole
+            if folder.is_dir():  # it may be the working directory, so it is filled rather than replaced
+                for child in whole.iterdir():
+                    child.rename(folder / child.name)
+            else:
+                whole.rename(folder)
+    except OSError as error:
+        raise UsageError(f"{folder}: {content} cannot be written ({error}); choose another folder") from error
+
+
+def write_unless_present(folder: Path, write: Callable[[Path], object]) -> None:
+    """Call ``write`` with the folder if it has no files; another process may do the same concurrently."""
+    if not _is_occupied(folder):
+        try:
+            write(folder)
+        except UsageError:
+            if not _is_occupied(folder):  # otherwise another process wrote it first
+                raise
+
+
 def _is_occupied(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-
-
-def _write_items(folder: Path, items: Sequence[Item]) -> None:
-    for item in items:
-        path = folder / LABELS[item.target] / f"{item.name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        assert isinstance(item.source, Image.Image)
-        item.source.save(path)

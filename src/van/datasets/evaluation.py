@@ -1,10 +1,10 @@
-"""Datasets to evaluate a model on: the validation split of a dataset in any layout that the model's task reads."""
+"""Datasets to evaluate a model on: the validation split of a dataset in any format that the model's task reads."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from van.datasets.annotations import TASK_TARGETS, Issues
+from van.datasets.annotations import TASK_TARGETS
 from van.datasets.dense_dataset import DenseDataset
 from van.datasets.folder import find_validation_folder, load_validation_items
 from van.datasets.formats import load_split, remap_labels
@@ -25,7 +25,7 @@ def evaluation_dataset(
     """Return the validation samples in ``root``, their classes matched to the model's by name.
 
     Args:
-        root: class folders, or an annotated dataset in any layout of ``van.datasets.formats``.
+        root: class folders, or an annotated dataset in any format, see ``van.datasets.formats.load_split``.
         task: classify, or a key of ``TASK_TARGETS``.
         class_names: of the model.
         preprocess: of the model.
@@ -33,7 +33,7 @@ def evaluation_dataset(
         log: called with a message about invalid annotations, which the metrics do not count.
 
     Raises:
-        DataError: the layout does not match, the split is empty, or it has classes that the model does not have.
+        DataError: the format does not match, the split is empty, or it has classes that the model does not have.
         UsageError: the task has no evaluation.
     """
     if task == "classify":
@@ -41,17 +41,8 @@ def evaluation_dataset(
     if task not in TASK_TARGETS or not isinstance(preprocess, ResizePreprocess):
         raise UsageError(f"task: expected one of classify, {', '.join(TASK_TARGETS)} to evaluate, got {task!r}")
     target_type = TASK_TARGETS[task]
-    issues = Issues(collect=True)
-    dataset = load_split(root, "val", target_type=target_type, issues=issues)
-    skipped = issues.raise_unless_minor(num_annotations=sum(len(image.annotations) for image in dataset.images))
-    if skipped:
-        log(
-            f"skipped {len(skipped)} invalid annotations, which the metrics do not count; the first is {skipped[0]}; "
-            f'run "van data check {root}" for all issues'
-        )
-    return DenseDataset(
-        remap_labels(dataset, class_names), preprocess, target_type=target_type, without_resize=without_resize
-    )
+    dataset = remap_labels(load_split(root, "val", target_type=target_type, log=log), class_names)
+    return DenseDataset(dataset, preprocess, target_type=target_type, without_resize=without_resize)
 
 
 def training_data_warnings(data: Path, recipe: Mapping[str, Any]) -> list[str]:

@@ -10,11 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from van.datasets.annotations import (
+    VALIDATION_NAMES,
+    AnnotatedDataset,
+    Annotation,
+    ImageRecord,
+    Issues,
+    join_names,
+)
 from van.datasets.image_dataset import Item
+from van.datasets.registry import register_format
 from van.errors import DataError, UsageError
 from van.images import SUFFIXES, find_images
 
-VALIDATION_NAMES = ("val", "valid", "validation", "test")
 _SYNSET = re.compile(r"n\d{8}")
 
 
@@ -40,13 +48,12 @@ def load_image_folder(root: Path, *, val_fraction: float = 0.2, seed: int = 0) -
     """
     if not 0 < val_fraction < 1:
         raise UsageError(f"--val-fraction: expected more than 0 and less than 1, got {val_fraction}")
-    train_folder = root / "train"
-    if _has_class_folders(train_folder):
-        class_names = list_class_folders(train_folder)
-        train = list_class_items(train_folder, class_names)
-        val_folders = [root / name for name in VALIDATION_NAMES if (root / name).is_dir()]
+    val_folders = [root / name for name in VALIDATION_NAMES if (root / name).is_dir()]
+    if has_class_folders(root / "train"):
+        class_names = list_class_folders(root / "train")
+        items = list_class_items(root / "train", class_names)
         if val_folders:
-            return TrainValSplits(class_names, train, list_class_items(val_folders[0], class_names))
+            return TrainValSplits(class_names, items, list_class_items(val_folders[0], class_names))
     else:
         class_names = list_class_folders(root)
         if set(class_names) <= {"train", *VALIDATION_NAMES}:
@@ -54,8 +61,24 @@ def load_image_folder(root: Path, *, val_fraction: float = 0.2, seed: int = 0) -
                 f"{root}: expected ROOT/CLASS/*.jpg, or ROOT/train/CLASS/*.jpg beside ROOT/val/CLASS/*.jpg, "
                 f"got {', '.join(class_names)} without a train folder that has class folders"
             )
-        train = list_class_items(root, class_names)
-    return _split_by_class(root, class_names, train, val_fraction, seed)
+        items = list_class_items(root, class_names)
+    train: list[Item] = []
+    validation: list[Item] = []
+    for target, name in enumerate(class_names):
+        members = [item for item in items if item.target == target]
+        if len(members) < 2:
+            raise DataError(f"{root / name}: expected at least 2 images to split, got 1")
+        # the seed includes the name: adding a class leaves the split of the others as it was
+        shuffled = random.Random(f"{seed}:{name}").sample(members, len(members))
+        num_val = min(max(1, round(val_fraction * len(members))), len(members) - 1)
+        validation += shuffled[:num_val]
+        train += shuffled[num_val:]
+    return TrainValSplits(class_names, train, validation)
+
+
+def has_class_folders(folder: Path) -> bool:
+    """Return whether ``folder`` is a split with class folders, not a class that is named ``train`` or ``test``."""
+    return folder.is_dir() and any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
 
 
 def find_validation_folder(root: Path) -> Path:
@@ -66,8 +89,8 @@ def find_validation_folder(root: Path) -> Path:
     """
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder of class folders, got no such folder")
-    val_folders = [root / name for name in VALIDATION_NAMES if _has_class_folders(root / name)]
-    if not val_folders and _has_class_folders(root / "train"):
+    val_folders = [root / name for name in VALIDATION_NAMES if has_class_folders(root / name)]
+    if not val_folders and has_class_folders(root / "train"):
         raise DataError(
             f"{root}: expected one of {', '.join(VALIDATION_NAMES)} beside the train folder, got none; "
             f"to evaluate on the training images, give {root / 'train'}"
@@ -81,12 +104,10 @@ def list_class_folders(folder: Path) -> tuple[str, ...]:
     Raises:
         DataError: the folder is missing or has no class folders.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: expected a folder with one subfolder of images for each class, got no such folder")
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
-    if not names:
-        raise DataError(f"{folder}: expected one subfolder of images for each class, got no subfolders")
-    return names
+    if not has_class_folders(folder):
+        got = "no subfolders" if folder.is_dir() else "no such folder"
+        raise DataError(f"{folder}: expected a folder with one subfolder of images for each class, got {got}")
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
 
 
 def list_class_items(folder: Path, class_names: Sequence[str], targets: Sequence[int] | None = None) -> list[Item]:
@@ -95,23 +116,23 @@ def list_class_items(folder: Path, class_names: Sequence[str], targets: Sequence
     Raises:
         DataError: a class folder is unknown or has no images. A class may have no folder.
     """
-    unknown = sorted(set(list_class_folders(folder)) - set(class_names))
-    if unknown:
+    present = list_class_folders(folder)
+    if unknown := sorted(set(present) - set(class_names)):
         raise DataError(
-            f"{folder}: expected only folders of known classes ({', '.join(class_names[:8])}"
-            + (f" and {len(class_names) - 8} more" if len(class_names) > 8 else "")
-            + f"), got {', '.join(unknown[:8])}"
+            f"{folder}: expected only folders of known classes ({join_names(class_names)}), got {join_names(unknown)}"
         )
     items: list[Item] = []
+    empty: list[str] = []
     for index, label in enumerate(class_names):
-        paths = find_images(folder / label) if (folder / label).is_dir() else []
-        target = index if targets is None else targets[index]
-        items += [Item(path, target, path.relative_to(folder).as_posix()) for path in paths]
-    empty = sorted(set(list_class_folders(folder)) - {item.name.split("/")[0] for item in items})
+        if label in present:
+            paths = find_images(folder / label)
+            empty += [] if paths else [label]
+            target = index if targets is None else targets[index]
+            items += [Item(path, target, path.relative_to(folder).as_posix()) for path in paths]
     if empty:
         raise DataError(
             f"{folder}: expected images ({', '.join(SUFFIXES)}) in each class folder, "
-            f"got none in {', '.join(empty[:8])}; add some or remove the folder"
+            f"got none in {join_names(sorted(empty))}; add some or remove the folder"
         )
     return items
 
@@ -126,14 +147,13 @@ def load_validation_items(root: Path, class_names: Sequence[str]) -> list[Item]:
     """
     folder = find_validation_folder(root)
     names = list_class_folders(folder)
-    if set(names) <= set(class_names) or not are_imagenet_synsets(names) or len(class_names) != 1000:
-        return list_class_items(folder, class_names)
-    from timm.data import ImageNetInfo
+    if not set(names) <= set(class_names) and are_imagenet_synsets(names) and len(class_names) == 1000:
+        from timm.data import ImageNetInfo
 
-    order = {synset: index for index, synset in enumerate(ImageNetInfo().label_names())}
-    if not set(names) <= set(order):
-        return list_class_items(folder, class_names)
-    return list_class_items(folder, names, [order[name] for name in names])
+        order = {synset: index for index, synset in enumerate(ImageNetInfo().label_names())}
+        if set(names) <= set(order):
+            return list_class_items(folder, names, [order[name] for name in names])
+    return list_class_items(folder, class_names)
 
 
 def are_imagenet_synsets(names: Sequence[str]) -> bool:
@@ -141,26 +161,38 @@ def are_imagenet_synsets(names: Sequence[str]) -> bool:
     return all(_SYNSET.fullmatch(name) for name in names)
 
 
-def _split_by_class(
-    root: Path, class_names: tuple[str, ...], items: list[Item], val_fraction: float, seed: int
-) -> TrainValSplits:
-    """Split each class at random by the same fraction, with at least one image on either side."""
-    by_class: dict[int, list[Item]] = {}
-    for item in items:
-        by_class.setdefault(item.target, []).append(item)
-    train: list[Item] = []
-    validation: list[Item] = []
-    for target, members in sorted(by_class.items()):
-        if len(members) < 2:
-            raise DataError(f"{root / class_names[target]}: expected at least 2 images to split, got 1")
-        # the seed includes the name: adding a class leaves the split of the others as it was
-        shuffled = random.Random(f"{seed}:{class_names[target]}").sample(members, len(members))
-        num_val = min(max(1, round(val_fraction * len(members))), len(members) - 1)
-        validation += shuffled[:num_val]
-        train += shuffled[num_val:]
-    return TrainValSplits(class_names, train, validation)
+@register_format(
+    "class_folders",
+    title="class folders",
+    tasks=("classify",),
+    files="`CLASS/*.jpg`, or `{split}/CLASS/*.jpg`",
+    recognize=lambda root, split: has_class_folders(root),
+)
+def read_class_folders(root: Path, split: str, issues: Issues) -> AnnotatedDataset:
+    """Read class folders as a dataset whose images have one annotation each, without a box.
 
+    Folders that are not class folders are reported, and their images are read with the name of their folder as class.
 
-def _has_class_folders(folder: Path) -> bool:
-    """Return whether ``folder`` is a split with class folders, not a class that is named ``train`` or ``test``."""
-    return folder.is_dir() and any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir())
+    Raises:
+        DataError: there are no images; or from ``issues``.
+    """
+    try:
+        class_names, *splits = load_image_folder(root)
+    except DataError as error:
+        paths = find_images(root)
+        if not paths:
+            raise DataError(f"{root}: expected the folder of a dataset, got a folder without images") from error
+        issues.add(root, f"no boxes, segmentations or masks; read as class folders: {error}".removesuffix("."))
+        class_names = tuple(sorted({path.parent.name for path in paths}))
+        splits = [[Item(path, class_names.index(path.parent.name), str(path)) for path in paths], []]
+    images = (
+        ImageRecord(
+            path=item.source,
+            name=item.name,
+            id=image_id,
+            annotations=(Annotation(label=item.target, box=(0.0, 0.0, 0.0, 0.0)),),
+        )
+        for image_id, item in enumerate(splits[split == "val"], start=1)
+        if isinstance(item.source, Path)
+    )
+    return AnnotatedDataset(class_names=class_names, category_ids=tuple(range(len(class_names))), images=tuple(images))

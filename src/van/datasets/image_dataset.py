@@ -1,6 +1,6 @@
 """The map-style dataset of classification: labeled images, read on access."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,23 +24,26 @@ class Item(NamedTuple):
 class ImageDataset:
     """Labeled images and a transform.
 
+    A sample is a mapping of ``image``, ``target`` and ``name``, which ``van.tasks.ClassificationTask`` collates.
+
     Args:
-        items: the images and their class indices.
+        items: a sequence of ``Item``, or of pairs of an image and its class index, such as torchvision's datasets.
         transform: maps an RGB image to a tensor (3, H, W): a ``CenterCropPreprocess`` or a training augmentation.
     """
 
-    def __init__(self, items: Sequence[Item], transform: "Callable[[Image.Image], Tensor]") -> None:
-        self.items = list(items)
+    def __init__(self, items: Any, transform: "Callable[[Image.Image], Tensor]") -> None:
+        self.items = items
         self.transform = transform
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return ``image``, ``target`` and ``name``; or ``name`` and the reason why it is ``unreadable``."""
-        item = self.items[index]
+        """Return the sample; that of a damaged file has ``name`` and the reason why it is ``unreadable``."""
+        source, target, *names = self.items[index]
+        name = names[0] if names else f"image {index}"
         try:
-            image = to_rgb(item.source) if isinstance(item.source, Image.Image) else read_image(item.source)
+            image = to_rgb(source) if isinstance(source, Image.Image) else read_image(source)
         except ImageError as error:
-            return {"name": item.name, "unreadable": error.reason}
-        return {"image": self.transform(image), "target": item.target, "name": item.name}
+            return {"name": name, "unreadable": error.reason}
+        return {"image": self.transform(image), "target": target, "name": name}

@@ -8,6 +8,7 @@
     faithfulness.py              evaluation of maps: deletion, insertion, pointing games
 """
 
+from van.callable_module import make_callable
 from van.explain.cam import METHODS
 from van.explain.explainer import Explainer, Explanation
 from van.explain.faithfulness import EvaluationSample, Faithfulness, evaluate_faithfulness
@@ -18,6 +19,8 @@ from van.explain.receptive_fields import (
     measure_receptive_fields,
     theoretical_receptive_fields,
 )
+
+make_callable(__name__)  # van.explain(...) is van.api.explain
 
 __all__ = [
     "METHODS",

@@ -5,7 +5,6 @@ Shapes: a map is (h, w) at the resolution of its layer; its extent is in pixels 
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -13,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from van.backbones.van import VAN
+from van.device import resolve_device, to_channels_last
 from van.errors import ImageError, UsageError
 from van.explain.cam import ELEMENTWISE, METHODS, activation_map, record_activations
 from van.explain.layers import Layer, find_layer
@@ -24,12 +25,10 @@ from van.explain.targets import (
     resolve_class_indices,
     segmentation_targets,
 )
-from van.images import Box, ImageInput, open_images, read_chunks
-from van.models.load import LoadedModel, load, resolve_device, to_channels_last
-from van.models.van import VAN
+from van.images import Box, ImageInput, is_one_image, open_images, read_chunks
+from van.model import Model
 from van.predictions import Classification, Detections, Segmentation
 from van.tasks.base import ImageMeta, Task
-from van.tasks.build import make_task
 from van.visualization.heatmap import Heatmap
 from van.visualization.image_grid import concat_horizontally
 
@@ -70,33 +69,23 @@ class Explainer:
     Hooks, mode and parameter gradients of the network are not changed. Thread-safe.
 
     Args:
-        loaded: the result of ``van.models.load.load``; most callers use ``Explainer.load``.
+        model: the model; most callers use ``Model.explain``.
         device: the device to run on; if None or ``auto``, the GPU if available.
 
     Raises:
         UsageError: the network has no classes, or the device is not available.
     """
 
-    def __init__(self, loaded: LoadedModel, *, device: str | torch.device | None = None) -> None:
-        loaded.check_can_predict()
+    def __init__(self, model: Model, *, device: str | torch.device | None = None) -> None:
+        model.check_has_weights()
+        model.check_can_predict()
         self.device = resolve_device(device)
-        self.model: nn.Module = to_channels_last(loaded.model.eval(), self.device)
-        self.preprocess = loaded.preprocess
-        self.class_names = loaded.class_names
-        self.notes = loaded.notes
-        self.name = loaded.name
-        self.task: Task = make_task(loaded.task, loaded.class_names, loaded.task_options)
-
-    @classmethod
-    def load(cls, source: str | Path, *, device: str | torch.device | None = None) -> "Explainer":
-        """Load a checkpoint, a public weights file, or a model by name, such as ``van_b2``.
-
-        Raises:
-            CheckpointError: the file is invalid.
-            HubError: the weights cannot be downloaded.
-            UsageError: no file or model has that name; or see ``Explainer``.
-        """
-        return cls(load(source), device=device)
+        self.model: nn.Module = to_channels_last(model.network, self.device)
+        self.preprocess = model.preprocess
+        self.class_names = model.class_names
+        self.notes = model.notes
+        self.name = model.name
+        self.task: Task = model.make_task()
 
     @overload
     def __call__(
@@ -149,7 +138,7 @@ class Explainer:
             ImageError: an image cannot be read.
             UsageError: class, box, method or layer is unknown; or an image has an unsupported type, such as an array.
         """
-        if isinstance(images, ImageInput):
+        if is_one_image(images):
             return self([images], classes=classes, top=top, box=box, method=method, layer=layer)[0]
         return self._explain_all(open_images(images), classes=classes, top=top, box=box, method=method, layer=layer)
 
@@ -174,16 +163,16 @@ class Explainer:
 
     def stream(
         self,
-        paths: Iterable[Path | str],
+        images: Iterable[ImageInput],
         *,
         batch_size: int = 8,
         methods: Sequence[str | None] = (None,),
         **options: Any,
     ) -> Iterator[tuple[Image.Image, Explanation] | ImageError]:
-        """Explain many files in batches, in order; yield the error of an unreadable file in its place.
+        """Explain many images in batches, in order; yield the error of an unreadable one in its place.
 
         Args:
-            paths: paths of the images.
+            images: as for ``__call__``.
             batch_size: images in a batch.
             methods: the methods whose maps each explanation has, in this order.
             options: ``classes``, ``top``, ``box`` and ``layer``, as in ``__call__``.
@@ -196,12 +185,12 @@ class Explainer:
         """
         if batch_size < 1:
             raise UsageError(f"batch_size: expected at least 1, got {batch_size}")
-        return self._stream(paths, batch_size, methods, options)
+        return self._stream(images, batch_size, methods, options)
 
     def _stream(
-        self, paths: Iterable[Path | str], batch_size: int, methods: Sequence[str | None], options: Mapping[str, Any]
+        self, images: Iterable[ImageInput], batch_size: int, methods: Sequence[str | None], options: Mapping[str, Any]
     ) -> Iterator[tuple[Image.Image, Explanation] | ImageError]:
-        for chunk in read_chunks(paths, batch_size):
+        for chunk in read_chunks(images, batch_size):
             readable = [(name, image) for name, image in chunk if not isinstance(image, ImageError)]
             by_method = [self._explain_all(readable, method=method, **options) for method in methods]
             merged = map(_merge_methods, zip(*by_method, strict=True))

@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
+from van.backbones.fusion import can_fuse, fuse
 from van.errors import UsageError
 from van.explain.deletion import DeletionSettings, deletion_and_insertion_curves, resize_to_input
 from van.explain.explainer import Explainer
 from van.explain.pointing import energy_pointing_game, pointing_game, rasterize_region
-from van.models.fusion import can_fuse, fuse
 from van.visualization.heatmap import Heatmap
 
 CONTROL = "random"

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from van.backbones.van import STAGES, VAN
 from van.errors import ShapeError, UsageError
-from van.models.van import STAGES, VAN
 
 _STRIDES = (4, 8, 16, 32)
 _MIN_CELLS = 4

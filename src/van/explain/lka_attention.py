@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from van.backbones.fusion import FusedBlock
+from van.backbones.layers import LKA
+from van.backbones.van import STAGES
 from van.errors import UsageError
-from van.models.fusion import FusedBlock
-from van.models.layers import LKA
-from van.models.van import STAGES
 from van.ops import lka_pair
 from van.visualization.attention_grids import AttentionMaps
 

@@ -13,7 +13,7 @@ from van.checkpoint import is_checkpoint
 from van.errors import UsageError
 from van.export.session import Session
 from van.export.writing import ExportOptions
-from van.models.load import LoadedModel
+from van.model import Model
 
 Writer = Callable[..., Path]
 
@@ -36,7 +36,7 @@ class Format:
     companions: tuple[str, ...] = ()
     writer: Writer | None = None
 
-    def write(self, loaded: LoadedModel, path: Path, *, options: ExportOptions) -> Path:
+    def write(self, loaded: Model, path: Path, *, options: ExportOptions) -> Path:
         """Write ``loaded`` to ``path`` without verification; see the format's module."""
         return (self.writer or self._module.write)(loaded, path, options=options)
 
@@ -59,11 +59,10 @@ FORMATS = {
     for format_ in (
         Format(name="onnx", suffix=".onnx", module="van.export.onnx"),
         Format(name="openvino", suffix=".xml", module="van.export.openvino", companions=(".bin",)),
-        Format(name="aot-inductor", suffix=".aoti.pt2", module="van.export.aot_inductor"),
         Format(name="torch-export", suffix=".pt2", module="van.export.torch_export"),
     )
 }
-"""By name; where the suffixes of two formats match, the first one applies (.aoti.pt2 before .pt2)."""
+"""By name."""
 
 
 def format_of(path: Path | str) -> Format | None:

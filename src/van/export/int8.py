@@ -24,7 +24,7 @@ from van.export.int8_layers import Layer, exclude_layers, list_layers
 from van.export.openvino import Arithmetic, compile_model, has_bfloat16, median_times, save
 from van.export.suppress_output import import_without_telemetry, suppress_log
 from van.export.writing import INPUT, ExportOptions, Prepared, prepare
-from van.models.load import LoadedModel
+from van.model import Model
 from van.preprocess import CenterCropPreprocess
 
 MAX_ACCURACY_DROP = 0.005
@@ -66,7 +66,7 @@ class Trial:
 
 
 def write(
-    loaded: LoadedModel,
+    loaded: Model,
     path: Path,
     *,
     options: ExportOptions,
@@ -272,7 +272,7 @@ def _header_of_trial(header: Header, trial: Trial, *, num_images: int, has_label
 
 
 def _check(
-    loaded: LoadedModel,
+    loaded: Model,
     options: ExportOptions,
     format_: Format,
     images: Sequence[Image.Image],

@@ -18,7 +18,7 @@ from van.export.header import CHECKSUM_PLACEHOLDER, Header, verify_checksum, wri
 from van.export.session import ExportedNetwork, Session
 from van.export.suppress_output import import_without_telemetry, suppress_log
 from van.export.writing import INPUT, ExportOptions, Prepared, prepare, reference_graph
-from van.models.load import LoadedModel
+from van.model import Model
 
 OPSET = 20
 """Supported by ONNX Runtime 1.17 and OpenVINO 2024; has GELU as one operator."""
@@ -27,7 +27,7 @@ MAX_BYTES = 2**31 - 2**20
 _HEADER, _CHECKSUM = "van", "van_checksum"
 
 
-def write(loaded: LoadedModel, path: Path, *, options: ExportOptions) -> Path:
+def write(loaded: Model, path: Path, *, options: ExportOptions) -> Path:
     """Write ``loaded`` to ``path``; ONNX's own checker passes, predictions are not yet compared with PyTorch.
 
     Raises:

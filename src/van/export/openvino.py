@@ -25,7 +25,7 @@ from van.export.onnx import OPSET, write_graph
 from van.export.session import ExportedNetwork, Session
 from van.export.suppress_output import import_without_telemetry
 from van.export.writing import ExportOptions, prepare
-from van.models.load import LoadedModel
+from van.model import Model
 
 Arithmetic = Literal["float32", "bfloat16"]
 _HEADER, _CHECKSUM = ["van", "header"], ["van", "checksum"]
@@ -35,7 +35,7 @@ _MAX_RELATIVE_LATENCY = 0.95
 _ROUNDS = 20
 
 
-def write(loaded: LoadedModel, path: Path, *, options: ExportOptions) -> Path:
+def write(loaded: Model, path: Path, *, options: ExportOptions) -> Path:
     """Write ``loaded`` to ``path`` and the ``.bin`` beside it; predictions are not yet compared with PyTorch.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The zip archive that ``torch.export`` and AOTInductor write: adds our header, and validates every entry on reading.
+"""The zip archive that ``torch.export`` writes: adds our header, and validates every entry on reading.
 
 PyTorch's reader trusts these archives: entries may be pickles, sizes are evaluated as Python, names become part of
 generated code, and a graph may call any function under ``torch`` (observed in torch 2.15). Our archives need none of
@@ -17,8 +17,6 @@ from van.errors import CheckpointError, UnsafePickle
 from van.export.header import Header, header_with_checksum, read_header_with_checksum
 
 HEADER = "extra/van.json"
-CODE = "data/aotinductor/"
-"""The folder of the machine code."""
 Entries = Mapping[str, bytes]
 """The contents by name, without the root folder that all names share."""
 

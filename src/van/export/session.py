@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from van.errors import ShapeError, UsageError
 from van.export.header import Header
-from van.export.heads import Decoder, find_head
 from van.export.writing import INPUT, MIN_SIZE, SIZES, full_sizes
-from van.models.padding import Size, group_by_padded_size, sizes_of, stack_padded
+from van.heads.network import Size, predict_by_padded_size, sizes_of, stack_padded
+from van.heads.registry import Decoder, find_export_part
 
 Runtime = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
 """Maps the header's inputs (in order, float32, contiguous, on the CPU) to its outputs (in order)."""
@@ -57,7 +57,7 @@ class ExportedNetwork(nn.Module):
         self.header = header
         self._runtime: Runtime | None = runtime
         self._shape = header.inputs[INPUT]
-        head = find_head(header.model_options)
+        head = find_export_part(header.model_options)
         self._decoder: Decoder | None = None if head is None else head.decoder(header)
         self.eval()
 
@@ -69,14 +69,10 @@ class ExportedNetwork(nn.Module):
             UsageError: the session is closed.
         """
         if self._decoder is not None:
-            return self._run_and_decode(list(images), self._decoder)
+            return predict_by_padded_size(list(images), self._decoder.padded_size, self._run_and_decode)
         if isinstance(images, Tensor):
             return self.run(images)[0]
-        predictions: dict[int, Tensor] = {}
-        for places in group_by_padded_size(sizes_of(images), lambda sizes: sizes[0]).values():
-            (logits,) = self.run(torch.stack([images[place] for place in places]))
-            predictions |= zip(places, logits, strict=True)
-        return [predictions[place] for place in range(len(images))]
+        return predict_by_padded_size(images, lambda sizes: sizes[0], lambda batch, _: self.run(torch.stack(batch))[0])
 
     def run(self, images: Tensor, sizes: Sequence[Size] | None = None) -> list[Tensor]:
         """Return the runtime's outputs, computed in batches of the file's batch size.
@@ -105,14 +101,10 @@ class ExportedNetwork(nn.Module):
         """Release the runtime's resources."""
         self._runtime = None
 
-    def _run_and_decode(self, images: list[Tensor], decoder: Decoder) -> list[dict[str, Tensor]]:
+    def _run_and_decode(self, images: list[Tensor], padded_size: Size) -> list[dict[str, Tensor]]:
+        assert self._decoder is not None
         sizes = sizes_of(images)
-        predictions: dict[int, dict[str, Tensor]] = {}
-        for padded_size, places in group_by_padded_size(sizes, decoder.padded_size).items():
-            group_sizes = [sizes[place] for place in places]
-            outputs = self.run(stack_padded([images[place] for place in places], padded_size), group_sizes)
-            predictions |= zip(places, decoder(outputs, group_sizes, padded_size), strict=True)
-        return [predictions[place] for place in range(len(images))]
+        return self._decoder(self.run(stack_padded(images, padded_size), sizes), sizes, padded_size)
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         expected = self._shape

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from van.device import resolve_device
 from van.errors import CheckpointError
 from van.export.pt2_archive import (
     build_archive,
@@ -27,10 +28,10 @@ from van.export.pt2_archive import (
 from van.export.session import ExportedNetwork, Session
 from van.export.suppress_output import suppress_log
 from van.export.writing import ExportOptions, prepare
-from van.models.load import LoadedModel, resolve_device
+from van.model import Model
 
 
-def write(loaded: LoadedModel, path: Path, *, options: ExportOptions) -> Path:
+def write(loaded: Model, path: Path, *, options: ExportOptions) -> Path:
     """Write ``loaded`` to ``path``; predictions are not yet compared with PyTorch.
 
     Raises:

@@ -14,19 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import box_iou
 
 from van.checkpoint import atomic_path
 from van.errors import CheckpointError, UsageError
-from van.export import decode_anchors, decode_two_stage
-from van.export.decode_two_stage import ROI_MASKS
 from van.export.formats import Format
 from van.export.header import Precision
 from van.export.session import Session
 from van.export.writing import ExportOptions, with_image_size
-from van.models.load import LoadedModel
-from van.models.padding import common_padded_size, sizes_of, stack_padded
+from van.heads.network import common_padded_size, sizes_of, stack_padded
+from van.heads.registry import find_export_part
+from van.model import Model
 from van.ops import use_backend
 
 TOLERANCES: dict[Precision, float] = {
@@ -76,7 +75,7 @@ class Verification:
         return dataclasses.asdict(self)
 
 
-def verify(session: Session, loaded: LoadedModel, images: Sequence[Image.Image]) -> Verification:
+def verify(session: Session, loaded: Model, images: Sequence[Image.Image]) -> Verification:
     """Compare the session's outputs with those of the unfused network in PyTorch in float32.
 
     Args:
@@ -108,7 +107,7 @@ def verify(session: Session, loaded: LoadedModel, images: Sequence[Image.Image])
 
 
 def write_verified(
-    loaded: LoadedModel,
+    loaded: Model,
     path: Path,
     format_: Format,
     *,
@@ -180,38 +179,40 @@ def _failure_message(verification: Verification, tolerance: float, path: Path) -
     )
 
 
-def _compare_logits(session: Session, loaded: LoadedModel, ours: Tensor, theirs: Tensor) -> Comparison:
+def _compare_logits(session: Session, loaded: Model, ours: Tensor, theirs: Tensor) -> Comparison:
     """Compare classification logits; ``ours`` is the image preprocessed by the header, ``theirs`` by the checkpoint."""
-    outputs, expected = session(ours[None]), loaded.model.eval()(theirs[None])
+    outputs, expected = session(ours[None]), loaded.network.eval()(theirs[None])
     difference, relative = _difference(outputs, expected)
     # Class names are compared, not indices, because the file's names may be in another order.
     same = session.header.class_names[int(outputs.argmax())] == loaded.class_names[int(expected.argmax())]
     return difference, relative, float(same)
 
 
-def _compare_maps(session: Session, loaded: LoadedModel, ours: Tensor, theirs: Tensor) -> Comparison:
-    (outputs,), (expected,) = session([ours]), loaded.model.eval()([theirs])
+def _compare_maps(session: Session, loaded: Model, ours: Tensor, theirs: Tensor) -> Comparison:
+    (outputs,), (expected,) = session([ours]), loaded.network.eval()([theirs])
     difference, relative = _difference(outputs, expected)
     if outputs.shape != expected.shape:
         return difference, relative, 0.0
     return difference, relative, (outputs.argmax(0) == expected.argmax(0)).float().mean().item()
 
 
-def _compare_queries(session: Session, loaded: LoadedModel, ours: Tensor, theirs: Tensor) -> Comparison:
-    (outputs,), (expected,) = session([ours]), loaded.model.eval()([theirs])
+def _compare_queries(session: Session, loaded: Model, ours: Tensor, theirs: Tensor) -> Comparison:
+    (outputs,), (expected,) = session([ours]), loaded.network.eval()([theirs])
     differences, relatives = zip(*(_difference(outputs[name], expected[name]) for name in expected), strict=True)
     same = outputs["class_logits"].argmax(-1) == expected["class_logits"].argmax(-1)
     return max(differences), max(relatives), same.float().mean().item()
 
 
-def _compare_detections(session: Session, loaded: LoadedModel, ours: Tensor, theirs: Tensor) -> Comparison:
-    (detections,), (expected,) = session([ours]), loaded.model.eval()([theirs])
+def _compare_detections(session: Session, loaded: Model, ours: Tensor, theirs: Tensor) -> Comparison:
+    (detections,), (expected,) = session([ours]), loaded.network.eval()([theirs])
     longer_side = max(theirs.shape[1:])
     difference, relative, agreement = match_detections(detections, expected, longer_side)
     # An image may have no detections above the threshold; the raw outputs are then still compared.
-    if loaded.options["head"] in decode_anchors.OUTPUTS:
-        padded_size = common_padded_size(sizes_of([theirs]))
-        heads: nn.Module = decode_anchors.TracedAnchorHead(loaded.model)
+    part = find_export_part(loaded.options)
+    assert part is not None
+    padded_size = common_padded_size(sizes_of([ours]))
+    if part.compare_outputs:
+        heads = part.extract(loaded.network)
         if theirs.shape != ours.shape:
             return math.inf, math.inf, 0.0
         outputs = session.run(stack_padded([ours], padded_size))
@@ -219,13 +220,12 @@ def _compare_detections(session: Session, loaded: LoadedModel, ours: Tensor, the
         differences = [_difference(output, reference) for output, reference in pairs]
         difference = max(absolute for absolute, _ in differences)
         relative = max(share for _, share in differences)
-    if loaded.options["head"] in decode_two_stage.OUTPUTS:
-        names = decode_two_stage.OUTPUTS[loaded.options["head"]]
-        size = (ours.shape[1], ours.shape[2])
-        padded_size = common_padded_size([size])
-        (outputs,) = zip(*session.run(stack_padded([ours], padded_size), [size]), strict=True)
-        detections = decode_two_stage.valid_detections(outputs, names)
-        expected = decode_two_stage.predict_any_score(loaded.model, theirs)
+    if part.unfiltered is not None:
+        outputs = session.run(stack_padded([ours], padded_size), sizes_of([ours]))
+        named = {name: output[0] for name, output in zip(part.outputs, outputs, strict=True)}
+        filled = named["scores"] >= 0  # the other slots are empty
+        detections = {name: output[filled] for name, output in named.items()}
+        expected = part.unfiltered(loaded.network, theirs)
         unfiltered = match_detections(detections, expected, longer_side, both_ways=False)
         difference, relative = max(difference, unfiltered[0]), max(relative, unfiltered[1])
         agreement = min(agreement, unfiltered[2])
@@ -266,8 +266,8 @@ def match_detections(
         overlap = torch.where(same_class, box_iou(ours["boxes"][relevant], theirs["boxes"]), 0.0)
         best_iou, index = overlap.max(dim=1)
         is_match = best_iou >= _MIN_IOU
-        if ROI_MASKS in ours and ROI_MASKS in theirs:
-            mask_diffs = (ours[ROI_MASKS][relevant] - theirs[ROI_MASKS][index]).abs().mean(dim=(1, 2))
+        if "roi_masks" in ours and "roi_masks" in theirs:
+            mask_diffs = (ours["roi_masks"][relevant] - theirs["roi_masks"][index]).abs().mean(dim=(1, 2))
             is_match = is_match & (mask_diffs <= _MAX_MASK_DIFF)
             relative_diffs += [mask_diffs[is_match].mean().item()] if is_match.any() else []
         matched += int(is_match.sum())

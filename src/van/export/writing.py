@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import free_symbols
 
+from van.backbones.fusion import can_fuse, fuse
 from van.errors import UsageError
 from van.export.header import Header, Precision, Shape
-from van.export.heads import HEADS, Head, find_head
-from van.models.fusion import can_fuse, fuse
-from van.models.load import LoadedModel
+from van.heads import HEADS, ExportPart
+from van.heads.registry import find_export_part
+from van.model import Model
 from van.ops import use_backend
 from van.preprocess import CenterCropPreprocess
 
@@ -109,29 +110,30 @@ def full_sizes(images: Tensor) -> Tensor:
     return torch.tensor(images.shape[2:], dtype=torch.float32).expand(len(images), 2).contiguous()
 
 
-def with_image_size(loaded: LoadedModel, image_size: int | None) -> LoadedModel:
+def with_image_size(loaded: Model, image_size: int | None) -> Model:
     """Return the same network with its preprocessing changed to another image size."""
     if image_size is None:
         return loaded
     preprocess = loaded.preprocess
     if isinstance(preprocess, CenterCropPreprocess):
-        return dataclasses.replace(loaded, preprocess=dataclasses.replace(preprocess, image_size=image_size))
+        return loaded.replace(preprocess=dataclasses.replace(preprocess, image_size=image_size))
     max_size = max(image_size, round(preprocess.max_size * image_size / preprocess.min_size))
     resized = dataclasses.replace(preprocess, min_size=image_size, max_size=max_size)
-    return dataclasses.replace(loaded, preprocess=resized)
+    return loaded.replace(preprocess=resized)
 
 
-def check_exportable(loaded: LoadedModel, *, dynamic: bool = False) -> None:
+def check_exportable(loaded: Model, *, dynamic: bool = False) -> None:
     """Check that the network can be exported.
 
     Raises:
         UsageError: the network has no classes, there is no export for its task or head, or its head excludes dynamic
             sizes.
     """
+    loaded.check_has_weights()
     loaded.check_can_predict()
     if loaded.task in ("classify", "segment"):
         return
-    head = find_head(loaded.options)
+    head = find_export_part(loaded.options)
     name = loaded.options.get("head", "")
     if head is None:
         raise UsageError(
@@ -143,7 +145,7 @@ def check_exportable(loaded: LoadedModel, *, dynamic: bool = False) -> None:
 
 
 def prepare(
-    loaded: LoadedModel,
+    loaded: Model,
     options: ExportOptions,
     *,
     format: str,  # noqa: A002 - the header's field name
@@ -166,7 +168,7 @@ def prepare(
     """
     check_exportable(loaded, dynamic=options.dynamic)
     loaded = with_image_size(loaded, options.image_size)
-    head = find_head(loaded.options)
+    head = find_export_part(loaded.options)
     if precision is None:
         precision = "float16" if options.half else "float32"
     header = Header(
@@ -184,7 +186,7 @@ def prepare(
         opset=opset,
         source=options.source,
         versions={"van": metadata.version("visual-attention-network"), "torch": torch.__version__, **(versions or {})},
-        notes=() if head is None else (head.postprocess_note,),
+        notes=() if head is None else (head.note,),
     )
     if head is not None and not options.dynamic:
         rows, columns = head.decoder(header).padded_size([header.inputs[INPUT][2:]])  # pyrefly: ignore
@@ -243,12 +245,12 @@ class _MatrixAveragePool(nn.Module):
         return inside.to(like.dtype) / (last - first)[:, None].to(like.dtype)
 
 
-def _module(loaded: LoadedModel, *, half: str | None) -> nn.Module:
-    network = loaded.model.eval()
+def _module(loaded: Model, *, half: str | None) -> nn.Module:
+    network = loaded.network.eval()
     network = fuse(network) if can_fuse(network) else copy.deepcopy(network).requires_grad_(False)
     network = _replace_adaptive_pools(network.cpu())
-    if (head := find_head(loaded.options)) is not None:
-        network = head.extract_traced_part(network)
+    if (head := find_export_part(loaded.options)) is not None:
+        network = head.extract(network)
     return _CastNetwork(network, half).eval()
 
 
@@ -294,7 +296,7 @@ def _replace_adaptive_pools(module: nn.Module) -> nn.Module:
     return module
 
 
-def _inputs(loaded: LoadedModel, options: ExportOptions, head: Head | None) -> dict[str, Shape]:
+def _inputs(loaded: Model, options: ExportOptions, head: ExportPart | None) -> dict[str, Shape]:
     shape = _shape(loaded, options)
     if head is None:
         return {INPUT: shape}
@@ -303,7 +305,7 @@ def _inputs(loaded: LoadedModel, options: ExportOptions, head: Head | None) -> d
     return {INPUT: shape, SIZES: (shape[0], 2)} if head.takes_sizes else {INPUT: shape}
 
 
-def _shape(loaded: LoadedModel, options: ExportOptions) -> Shape:
+def _shape(loaded: Model, options: ExportOptions) -> Shape:
     preprocess = loaded.preprocess
     if isinstance(preprocess, CenterCropPreprocess):
         batch_size = None if options.dynamic else options.batch_size

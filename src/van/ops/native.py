@@ -124,6 +124,7 @@ def _compile(command: list[str], built: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as build_folder:
             temporary = Path(build_folder) / built.name
+            _logger.warning("building the C++ operators for this CPU, once, into %s ...", folder)
             command = [*command, str(_SOURCES / "operators.cpp"), "-o", str(temporary)]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             if result.returncode:

@@ -3,9 +3,13 @@
 ``RECIPES`` lists them by name for the command line. Importing this package does not import torch.
 """
 
+import difflib
+import importlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from van.errors import UsageError
+from van.settings import build_settings, field_names
 
 
 class Recipe(NamedTuple):
@@ -66,3 +70,26 @@ def resolve_recipe(name: str) -> str:
 def recipe_name(settings_class: type[Any]) -> str:
     """Return the name in ``RECIPES`` of the recipe with this settings class."""
     return next(name for name, recipe in RECIPES.items() if recipe.settings == settings_class.__name__)
+
+
+def make_settings(recipe: str, values: Mapping[str, Any]) -> Any:
+    """Build the settings of a recipe from one flat mapping; fields of nested dataclasses are given by their own names.
+
+    Raises:
+        UsageError: there is no such recipe or setting, a required one is missing, or a value is wrong.
+    """
+    entry = RECIPES[resolve_recipe(recipe)]
+    settings_class = getattr(importlib.import_module(f"van.recipes.{entry.module}"), entry.settings)
+    names = field_names(settings_class)
+    if unknown := [name for name in values if name not in names]:
+        similar = difflib.get_close_matches(unknown[0], names, n=1) or names
+        raise UsageError(f"{unknown[0]}: recipe {recipe} has no such setting; expected {', '.join(similar)}")
+    try:
+        return build_settings(settings_class, values)
+    except TypeError as error:  # a setting without a default is missing
+        raise UsageError(f"recipe {recipe}: {error}") from error
+
+
+def run_recipe(settings: Any) -> Any:
+    """Train the network that the settings of a recipe describe; return the summary of the run."""
+    return importlib.import_module(type(settings).__module__).run(settings)

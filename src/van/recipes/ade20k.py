@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from van.datasets.joint_augment import JointAugmentSettings
+from van.datasets.augment import JointAugmentSettings
 from van.errors import UsageError
 from van.recipes.dense import DenseSettings, train_dense
 from van.training.settings import TrainSettings

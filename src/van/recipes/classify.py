@@ -15,7 +15,7 @@ from van.training.settings import TrainSettings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from van.models.load import LoadedModel
+    from van.model import Model
     from van.training.trainer import Summary
 
 
@@ -54,7 +54,7 @@ def run(settings: ClassifySettings) -> Summary:
 
     Raises:
         VanError: see ``van.training.trainer.fit``, ``van.datasets.folder.load_image_folder`` and
-            ``van.models.load.load``.
+            ``van.model.load``.
     """
     from van.datasets.folder import load_image_folder
     from van.preprocess import CenterCropPreprocess
@@ -73,7 +73,7 @@ def run(settings: ClassifySettings) -> Summary:
     if settings.image_size:
         preprocess = dataclasses.replace(preprocess, image_size=settings.image_size)
     return train_classifier(
-        initial.model,
+        initial.network,
         split,
         model_name=initial.name,
         model_options={key: value for key, value in initial.options.items() if key != "drop_path_rate"},
@@ -87,20 +87,21 @@ def run(settings: ClassifySettings) -> Summary:
     )
 
 
-def _load_initial_model(settings: ClassifySettings, class_names: Sequence[str]) -> LoadedModel:
+def _load_initial_model(settings: ClassifySettings, class_names: Sequence[str]) -> Model:
     """Return the network to train: with random, pretrained or given weights, or from the run to resume."""
     from van.datasets.folder import are_imagenet_synsets
-    from van.models.load import LoadedModel, create_model, load
+    from van.heads import create_model
+    from van.model import Model
     from van.preprocess import CenterCropPreprocess
 
     options = {"drop_path_rate": settings.drop_path_rate} if settings.drop_path_rate else {}
     last = settings.out / "last.safetensors"
     if settings.resume and last.exists():  # the initial weights may no longer exist
-        return load(last, num_classes=len(class_names), options=options)
+        return Model.load(last, num_classes=len(class_names), options=options)
     if settings.init_from == "scratch":
         model = create_model(settings.model, num_classes=len(class_names), options=options)
-        return LoadedModel(
-            model=model,
+        return Model(
+            model,
             name=settings.model,
             options=options,
             task="classify",
@@ -108,12 +109,12 @@ def _load_initial_model(settings: ClassifySettings, class_names: Sequence[str]) 
             preprocess=CenterCropPreprocess(),
         )
     source = settings.model if settings.init_from == "pretrained" else settings.init_from
-    loaded = load(source, num_classes=len(class_names), options=options, backbone_only=True)
-    loaded.check_is_classifier()
+    loaded = Model.load(source, num_classes=len(class_names), options=options, backbone_only=True)
+    loaded.check_can_predict()
     for note in loaded.notes:
         log(note)
     if loaded.class_names != tuple(class_names) and not loaded.new_head and not are_imagenet_synsets(class_names):
         log(f"{source}: the classifier is replaced, because its class names differ from those of the dataset")
-        network: Any = loaded.model
+        network: Any = loaded.network
         network.reset_classifier(len(class_names))
     return loaded

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from van.datasets.joint_augment import JointAugmentSettings
+from van.datasets.augment import JointAugmentSettings
 from van.errors import UsageError
 from van.recipes.validation import (
     batch_divisor,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from van.datasets.annotations import AnnotatedDataset
-    from van.models.load import LoadedModel
+    from van.model import Model
     from van.preprocess import ResizePreprocess
     from van.tasks.base import Task
     from van.training.trainer import Summary
@@ -76,15 +76,16 @@ def train_dense(
     Args:
         settings: the recipe's settings, a subclass of ``DenseSettings``.
         task_name: a key of ``van.datasets.annotations.TASK_TARGETS``.
-        head: one of ``van.models.registry.HEADS``.
+        head: one of ``van.weights.published.HEADS``.
         head_options: options of the head, stored with the network.
         normalization: mean and standard deviation; those of the initial weights if None.
         updates: length of the run in updates, rounded to whole epochs; 0 uses ``epochs``.
 
     Raises:
-        VanError: see ``van.training.trainer.fit``, ``van.datasets.formats.load_split`` and ``van.models.load.load``.
+        VanError: see ``van.training.trainer.fit``, ``van.datasets.formats.load_split`` and ``van.model.load``.
     """
     from van.datasets.annotations import TASK_TARGETS
+    from van.datasets.check import load_splits
     from van.datasets.dense_dataset import DenseDataset
     from van.training.run import TrainingRun
     from van.training.run_folder import check_run
@@ -92,7 +93,7 @@ def train_dense(
 
     check_run(settings.out, {}, resume=settings.resume)
     target_type = TASK_TARGETS[task_name]
-    train, validation = _load_splits(data, target_type)
+    train, validation = load_splits(data, target_type=target_type, log=log)
     train_settings = clamp_batch_size(settings.train, len(train.images))
     if updates:
         train_settings = _set_epochs(train_settings, len(train.images), updates)
@@ -125,25 +126,6 @@ def train_dense(
     return fit(run, settings.out, resume=settings.resume)
 
 
-def _load_splits(data: Path, target_type: str) -> tuple[AnnotatedDataset, AnnotatedDataset]:
-    """Load and check the training and validation splits, whose class indices agree."""
-    from van.datasets.annotations import Issues
-    from van.datasets.check import quick_check
-    from van.datasets.formats import load_split, remap_labels
-
-    splits = []
-    for name in ("train", "val"):
-        issues = Issues(collect=True)
-        split = load_split(data, name, target_type=target_type, issues=issues)
-        skipped = issues.raise_unless_minor(num_annotations=sum(len(image.annotations) for image in split.images))
-        if skipped:
-            log(f"{name}: skipped {len(skipped)} invalid annotations, such as {skipped[0]}; see van data check {data}")
-        quick_check(split, target_type=target_type)
-        splits.append(split)
-    train, validation = splits
-    return train, remap_labels(validation, train.class_names)
-
-
 def _set_epochs(train: TrainSettings, num_images: int, updates: int) -> TrainSettings:
     """Return the settings with the number of whole epochs closest to ``updates``."""
     epochs = max(1, round(updates / max(1, num_images // train.batch_size)))
@@ -151,25 +133,26 @@ def _set_epochs(train: TrainSettings, num_images: int, updates: int) -> TrainSet
     return dataclasses.replace(train, epochs=epochs)
 
 
-def _load_initial_backbone(settings: Any) -> LoadedModel | None:
+def _load_initial_backbone(settings: Any) -> Model | None:
     """Return the model whose backbone weights are the initial ones, or None for random weights."""
-    from van.models.load import load
+    from van.model import Model
 
     last = settings.out / "last.safetensors"
     if settings.resume and last.exists():  # the initial weights may no longer exist
-        return load(last, num_classes=0)
+        return Model.load(last, num_classes=0)
     if settings.init_from == "scratch":
         if settings.train.batch_norm == "frozen":
             log("--init-from scratch with --batch-norm frozen: statistics stay at their initial values; use train")
         return None
-    return load(settings.model if settings.init_from == "pretrained" else settings.init_from, num_classes=0)
+    return Model.load(settings.model if settings.init_from == "pretrained" else settings.init_from, num_classes=0)
 
 
 def _create_network(
-    settings: Any, num_classes: int, options: Mapping[str, Any], initial: LoadedModel | None
+    settings: Any, num_classes: int, options: Mapping[str, Any], initial: Model | None
 ) -> tuple[nn.Module, ResizePreprocess]:
     """Create the network with its initial weights, and the preprocessing rule with their normalization."""
-    from van.models.load import create_model, load_backbone_weights
+    from van.heads import create_model
+    from van.model_sources import load_backbone_weights
     from van.preprocess import HALF, ResizePreprocess
 
     seed_weights(settings.train.seed)
@@ -205,7 +188,7 @@ def _check_head_batch_norm(network: Any, train: TrainSettings, *, image_size: in
 
 
 def _make_task(name: str, dataset: AnnotatedDataset) -> Task:
-    from van.tasks.build import make_task
+    from van.tasks.registry import make_task
 
     options: dict[str, Any] = {}
     if name in ("detect", "instances"):

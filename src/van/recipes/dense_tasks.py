@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from van.datasets.joint_augment import JointAugmentSettings
+from van.datasets.augment import JointAugmentSettings
 from van.recipes.dense import DenseSettings, train_dense
 from van.training.settings import TrainSettings
 

@@ -49,7 +49,7 @@ def run(settings: DigitsSettings) -> Summary:
         VanError: see ``van.training.trainer.fit``; MissingExtra without scikit-learn.
     """
     from van.datasets.digits import find_or_write_digits, load_digits
-    from van.models.load import create_model
+    from van.heads import create_model
     from van.preprocess import CenterCropPreprocess
     from van.training.run_folder import check_run
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from van.datasets.augment import AugmentSettings
 from van.errors import UsageError
-from van.models.registry import VARIANTS
 from van.recipes.classification import train_classifier
 from van.recipes.validation import check_recipe_settings, flatten_settings, seed_weights
 from van.tasks.mixup import MixupSettings
 from van.training.settings import TrainSettings
+from van.weights.published import VARIANTS
 
 if TYPE_CHECKING:
     from van.training.trainer import Summary
@@ -66,7 +66,7 @@ def run(settings: Imagenet1kSettings) -> Summary:
         UsageError: the paper has no drop path rate for the model.
     """
     from van.datasets.folder import load_image_folder
-    from van.models.load import create_model
+    from van.heads import create_model
     from van.preprocess import CenterCropPreprocess
     from van.training.run_folder import check_run
 

@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from van.datasets.joint_augment import JointAugmentSettings
+from van.datasets.augment import JointAugmentSettings
 from van.errors import UsageError
 from van.recipes.dense import DenseSettings, train_dense
 from van.recipes.validation import log
@@ -120,7 +120,7 @@ def run(settings: ScenesSettings) -> Summary:
     Raises:
         VanError: see ``van.recipes.dense.train_dense``; MissingExtra without scikit-learn.
     """
-    from van.datasets.scene_files import find_or_write_digit_scenes
+    from van.datasets.scenes import find_or_write_digit_scenes
     from van.training.run_folder import check_run
 
     check_run(settings.out, {}, resume=settings.resume)

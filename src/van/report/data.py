@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from van.device import to_channels_last
 from van.errors import DataError, VanError
-from van.models.load import LoadedModel, load, to_channels_last
+from van.model import Model
 from van.report.error_collection import ErrorCollectingTask
 from van.report.speed import Speed, count_macs, measure_speed, network_input_size
 from van.report.validation_data import EvenSubset, ValidationData, find_validation_data
 from van.report.views import IllustratedError, illustrate
 from van.tasks.base import Task
-from van.tasks.build import make_task
+from van.tasks.registry import make_task
 from van.training.distributed import accelerator_context
 from van.training.evaluate import Evaluation, evaluate
 from van.training.run_folder import read_log, read_settings
@@ -68,7 +69,7 @@ class NetworkInfo:
         macs: multiply-accumulates of one image of that size; None if they could not be counted.
     """
 
-    loaded: LoadedModel
+    loaded: Model
     task: Task
     parameters: int
     input_size: tuple[int, int]
@@ -197,7 +198,7 @@ class _Collector:
                 return
             self.checkpoint = CheckpointFile(path=best, bytes=best.stat().st_size, sha256=_sha256(best))
             try:
-                loaded = load(best)
+                loaded = Model.load(best)
                 loaded.check_can_predict()
             except VanError as error:
                 self.missing.append(f"Metrics, errors and speed: the checkpoint cannot be loaded: {error}")
@@ -209,7 +210,7 @@ class _Collector:
             if self.options.speed:
                 self._measure_speed(self.network, accelerator.device)
 
-    def _find_data(self, loaded: LoadedModel) -> ValidationData | None:
+    def _find_data(self, loaded: Model) -> ValidationData | None:
         self.options.on_progress("loading the validation images")
         try:
             return find_validation_data(self.run, self.recipe, loaded, data=self.options.data, log=self.notes.append)
@@ -222,7 +223,7 @@ class _Collector:
             )
             return None
 
-    def _describe_network(self, loaded: LoadedModel, data: ValidationData | None) -> NetworkInfo:
+    def _describe_network(self, loaded: Model, data: ValidationData | None) -> NetworkInfo:
         self.options.on_progress("counting multiply-accumulates")
         task = make_task(loaded.task, loaded.class_names, loaded.task_options)
         input_size, macs = network_input_size(loaded, _first_image_size(data)), None
@@ -230,7 +231,7 @@ class _Collector:
             macs = count_macs(loaded, task, input_size)
         except (VanError, RuntimeError, ValueError) as error:
             self.missing.append(f"Multiply-accumulates: {_sentence(error)}")
-        parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+        parameters = sum(parameter.numel() for parameter in loaded.network.parameters())
         return NetworkInfo(loaded=loaded, task=task, parameters=parameters, input_size=input_size, macs=macs)
 
     def _evaluate(self, network: NetworkInfo, data: ValidationData, accelerator: Accelerator) -> None:
@@ -242,7 +243,7 @@ class _Collector:
         try:
             evaluation = evaluate(
                 ErrorCollectingTask(network.task, max_errors=self.options.num_errors),
-                to_channels_last(loaded.model.eval(), accelerator.device),
+                to_channels_last(loaded.network.eval(), accelerator.device),
                 EvenSubset(samples, count),
                 accelerator,
                 batch_size=self.options.batch_size or (64 if loaded.task == "classify" else 4),

@@ -12,7 +12,7 @@ from van.report.error_ranking import ErrorCase, ErrorRanking, make_error_ranking
 from van.tasks.base import Batch, ImageMeta, Metric, Sample, Task
 
 
-class ErrorCollectingTask:
+class ErrorCollectingTask(Task):
     """A task whose metric also collects the worst predictions, as ``errors`` in its details.
 
     Args:
@@ -46,7 +46,7 @@ class ErrorCollectingTask:
         return self._task.decode(outputs, image_metas)
 
 
-class ErrorCollectingMetric:
+class ErrorCollectingMetric(Metric):
     """A metric that also keeps the predictions of highest severity.
 
     Args:

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from van.backbones.fusion import can_fuse, fuse
 from van.bench.machine import device_name, synchronizer
 from van.bench.timing import Timing, time_interleaved
-from van.models.fusion import can_fuse, fuse
-from van.models.load import LoadedModel, to_channels_last
+from van.device import to_channels_last
+from van.model import Model
 from van.ops import use_backend
 from van.preprocess import ResizePreprocess
 from van.tasks.base import Task
@@ -63,7 +64,7 @@ class Speed:
         return {**plain, "rows": self.input_size[0], "columns": self.input_size[1], "batches": batches}
 
 
-def network_input_size(loaded: LoadedModel, original_size: tuple[int, int] | None = None) -> tuple[int, int]:
+def network_input_size(loaded: Model, original_size: tuple[int, int] | None = None) -> tuple[int, int]:
     """Return rows and columns of the network's input.
 
     Args:
@@ -75,7 +76,7 @@ def network_input_size(loaded: LoadedModel, original_size: tuple[int, int] | Non
     return (rule.image_size, rule.image_size)
 
 
-def count_macs(loaded: LoadedModel, task: Task, input_size: tuple[int, int]) -> int:
+def count_macs(loaded: Model, task: Task, input_size: tuple[int, int]) -> int:
     """Return the multiply-accumulates of one image: half of what ``torch.utils.flop_counter`` counts.
 
     Convolutions, linear layers and attention products count, on the unfused network. A detector's work per proposal
@@ -83,12 +84,12 @@ def count_macs(loaded: LoadedModel, task: Task, input_size: tuple[int, int]) -> 
     """
     images = task.stack([torch.zeros(3, *input_size)])
     with torch.no_grad(), use_backend("reference"), FlopCounterMode(display=False) as counter:
-        loaded.model.eval()(images)
+        loaded.network.eval()(images)
     return counter.get_total_flops() // 2
 
 
 def measure_speed(
-    loaded: LoadedModel,
+    loaded: Model,
     task: Task,
     input_size: tuple[int, int],
     device: torch.device,
@@ -96,8 +97,8 @@ def measure_speed(
     batch_sizes: tuple[int, ...],
 ) -> Speed:
     """Time the network as ``van predict`` runs it: fused if possible, channels_last, float32."""
-    fused = can_fuse(loaded.model)
-    network = to_channels_last(fuse(loaded.model) if fused else loaded.model, device).eval()
+    fused = can_fuse(loaded.network)
+    network = to_channels_last(fuse(loaded.network) if fused else loaded.network, device).eval()
     synchronize = torch.mps.synchronize if device.type == "mps" else synchronizer(device)
     rounds, timings = {}, {}
     for batch_size in batch_sizes:

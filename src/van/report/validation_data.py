@@ -13,7 +13,7 @@ from van.datasets.folder import load_image_folder
 from van.datasets.image_dataset import ImageDataset
 from van.errors import DataError
 from van.images import read_image, to_rgb
-from van.models.load import LoadedModel
+from van.model import Model
 from van.preprocess import CenterCropPreprocess
 from van.tasks.base import Sample
 
@@ -30,7 +30,7 @@ class ValidationData(NamedTuple):
 def find_validation_data(
     run: Path,
     recipe: Mapping[str, Any],
-    loaded: LoadedModel,
+    loaded: Model,
     *,
     data: Path | None = None,
     log: Callable[[str], None] = lambda message: None,
@@ -96,7 +96,7 @@ def read_image_by_name(samples: ValidationDataset, name: str) -> Any:
     return read_image(source) if isinstance(source, Path) else to_rgb(source)
 
 
-def _embedded_digits(loaded: LoadedModel) -> ValidationData:
+def _embedded_digits(loaded: Model) -> ValidationData:
     from van.datasets.digits import LABELS, load_digits
 
     if loaded.class_names != LABELS or not isinstance(loaded.preprocess, CenterCropPreprocess):
@@ -116,7 +116,7 @@ def _generated_by_recipe(run: Path, recipe: Mapping[str, Any]) -> Path | None:
     return run / "scenes" if str(recipe.get("recipe")).startswith("scenes-") else None
 
 
-def _validation_split(root: Path, recipe: Mapping[str, Any], loaded: LoadedModel) -> ImageDataset:
+def _validation_split(root: Path, recipe: Mapping[str, Any], loaded: Model) -> ImageDataset:
     """Return the validation split of the training folder, split with the run's fraction and seed."""
     split = load_image_folder(root, val_fraction=recipe.get("val_fraction", 0.2), seed=recipe.get("seed", 0))
     if split.class_names != loaded.class_names:

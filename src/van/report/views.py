@@ -12,7 +12,7 @@ from PIL import Image
 
 from van.errors import MissingExtra, VanError
 from van.explain.explainer import Explainer
-from van.models.load import LoadedModel
+from van.model import Model
 from van.predictions import Classification, Detections
 from van.report.error_ranking import ErrorCase
 from van.report.validation_data import ValidationDataset, read_image_by_name
@@ -69,7 +69,7 @@ class IllustratedError:
 
 
 def illustrate(
-    errors: Sequence[ErrorCase], samples: ValidationDataset, loaded: LoadedModel, *, device: torch.device
+    errors: Sequence[ErrorCase], samples: ValidationDataset, loaded: Model, *, device: torch.device
 ) -> tuple[tuple[IllustratedError, ...], str]:
     """Return every error with its views, and why there are no class activation maps if their package is missing."""
     explainer, missing = Explainer(loaded, device=device), ""

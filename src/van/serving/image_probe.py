@@ -53,7 +53,7 @@ def read_image_header(data: bytes, name: str) -> ImageHeader:
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             return ImageHeader(*file.size, _peak_bytes(file))
     except Exception:  # decoders raise nearly anything; read_image raises the ImageError with the reason
-        read_image(data, name=name)
+        read_image(data, name=name, untrusted=True)
         raise
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from van.errors import CheckpointError, UsageError
 
-_SUFFIXES = (".safetensors", ".pth", ".tar", ".pt", ".bin", ".onnx", ".xml", ".aoti.pt2", ".pt2")
+_SUFFIXES = (".safetensors", ".pth", ".tar", ".pt", ".bin", ".onnx", ".xml", ".pt2")
 
 Fingerprint = tuple[int, int, int]
 """Inode, size and modification time of a file: they detect a changed file without reading it."""

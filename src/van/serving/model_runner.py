@@ -18,8 +18,8 @@ from van.explain.cam import METHODS
 from van.explain.explainer import Explainer
 from van.explain.lka_attention import lka_block_names, lka_channel_maps
 from van.export.formats import is_exported
-from van.models.load import LoadedModel
-from van.predict import Prediction, Predictor, load_network
+from van.model import Model
+from van.predict import Prediction, Predictor
 from van.predictions import Classification, Detections
 from van.preprocess import CenterCropPreprocess, ResizePreprocess
 from van.serving.messages import InferenceRequest, InferenceResponse, ModelCard
@@ -50,7 +50,7 @@ class ModelRunner:
 
     def __init__(self, name: str, source: str, *, device: str | None = None, threads: int | None = None) -> None:
         exported = is_exported(source)
-        loaded = load_network(source, device=device, threads=threads if exported else None)
+        loaded = Model.load(source, device=device, threads=threads if exported else None)
         min_score = MIN_SCORE if loaded.task in ("detect", "instances") else None
         self.predictor = Predictor(loaded, device=device, min_score=min_score)
         self.explainer = None if exported else Explainer(loaded, device=device)
@@ -134,7 +134,7 @@ class ModelRunner:
         return [self._draw_attention_sheet(*pair) for pair in zip(requests, payloads, strict=True)]
 
     def _draw_attention_sheet(self, request: InferenceRequest, payload: bytes) -> bytes:
-        image, rule, model = _to_image(request, payload), self.predictor.preprocess, self.predictor.model
+        image, rule, model = _to_image(request, payload), self.predictor.preprocess, self.predictor.model.network
         model_input = rule.crop(image) if isinstance(rule, CenterCropPreprocess) else rule.resize(image)
         weight = next(model.parameters())
         tensor = rule(image).to(weight.device, weight.dtype)
@@ -150,9 +150,9 @@ class ModelRunner:
         )
 
 
-def _make_card(name: str, loaded: LoadedModel, min_score: float | None) -> ModelCard:
+def _make_card(name: str, loaded: Model, min_score: float | None) -> ModelCard:
     try:
-        blocks = tuple(lka_block_names(loaded.model))
+        blocks = tuple(lka_block_names(loaded.network))
     except UsageError:  # other architectures, such as Swin, have none, and an exported file exposes none
         blocks = ()
     rule: CenterCropPreprocess | ResizePreprocess = loaded.preprocess

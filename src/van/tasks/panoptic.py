@@ -19,19 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from van.errors import DataError, ShapeError
-from van.models.panoptic import merge_panoptic
+from van.heads.panoptic_segmenter import merge_panoptic
 from van.predictions import Segment, Segmentation
-from van.tasks.all_gather import all_gather
-from van.tasks.base import Batch, ImageMeta
-from van.tasks.variable_size import VariableSizeTask, check_finite
+from van.tasks.base import Batch, ImageMeta, Metric, Task, all_gather, check_finite
 
 _VOID = -1
 """The class and the id of pixels that belong to no segment."""
-_Segments = tuple[Tensor, Mapping[int, int]]
-"""Segment ids (rows, columns), 0 for void, and the class index of each id."""
 
 
-class PanopticTask(VariableSizeTask):
+class PanopticTask(Task):
     """The panoptic segmentation task.
 
     Args:
@@ -60,15 +56,8 @@ class PanopticTask(VariableSizeTask):
         """Return a metric of panoptic, segmentation and recognition quality."""
         return PanopticMetric(self.class_names, self.things)
 
-    def decode(self, outputs: Sequence[Mapping[str, Tensor]], image_metas: Sequence[ImageMeta]) -> list[Segmentation]:
-        """Return the ``Segmentation`` of each image in pixels of its file.
-
-        Raises:
-            ShapeError: see ``to_segments``.
-        """
-        return [self._decode_image(output, image_meta) for output, image_meta in zip(outputs, image_metas, strict=True)]
-
-    def _decode_image(self, output: Mapping[str, Tensor], image_meta: ImageMeta) -> Segmentation:
+    def decode_image(self, output: Mapping[str, Tensor], image_meta: ImageMeta) -> Segmentation:
+        """Return the segments of an image."""
         ids, decoded = to_segments(output, image_meta, self.things)
         segments = tuple(
             Segment(segment_id, self.class_names[label], label, score, self.things[label])
@@ -80,7 +69,7 @@ class PanopticTask(VariableSizeTask):
         )
 
 
-class PanopticMetric:
+class PanopticMetric(Metric):
     """Panoptic quality from matched segments; all pixels of a stuff class are one segment."""
 
     def __init__(self, class_names: Sequence[str], things: Sequence[bool]) -> None:
@@ -88,19 +77,33 @@ class PanopticMetric:
         self._matches: list[tuple[int, float]] = []  # class and IoU of each matched pair
         self._unmatched = np.zeros((2, len(self.class_names)), np.int64)  # false positives and false negatives
 
-    def update(self, outputs: Sequence[Mapping[str, Tensor]], batch: Batch) -> None:
-        """Add one batch, in pixels of the images' files.
-
-        Raises:
-            ShapeError: see ``to_segments``.
-        """
-        for output, target, image_meta, valid in zip(
-            outputs, batch.targets, batch.image_metas, batch.valid.tolist(), strict=True
-        ):
-            if valid:
-                ids, segments = to_segments(output, image_meta, self.things)
-                labels = {segment_id: label for segment_id, label, _ in segments}
-                self._match((ids, labels), self._target_segments(target, image_meta))
+    def add(self, output: Mapping[str, Tensor], target: Mapping[str, Tensor], image_meta: ImageMeta) -> None:
+        """Match the segments of one image and count its true positives, false positives and false negatives."""
+        predicted_ids, segments = to_segments(output, image_meta, self.things)
+        predicted_labels = _label_table({segment_id: label for segment_id, label, _ in segments})
+        ids = torch.zeros(image_meta.original_size, dtype=torch.int64, device=target["masks"].device)
+        labels: dict[int, int] = {}
+        for next_id, (label, mask) in enumerate(zip(target["labels"].tolist(), target["masks"], strict=True), 1):
+            same_stuff = [known for known, other in labels.items() if other == label and not self.things[label]]
+            segment_id = same_stuff[0] if same_stuff else next_id
+            ids[mask] = segment_id
+            labels[segment_id] = label
+        target_labels = _label_table(labels)
+        rows, columns = len(target_labels), len(predicted_labels)
+        pairs = ids * columns + predicted_ids.to(ids)
+        # (target ids, predicted ids) pixels in common; row 0 is void
+        shared = torch.bincount(pairs.flatten(), minlength=rows * columns).reshape(rows, columns).cpu().numpy()
+        target_area, predicted_area = shared.sum(1), shared.sum(0)
+        union = target_area[:, None] + predicted_area - shared[0] - shared
+        same_class = np.equal.outer(target_labels, predicted_labels) & (target_labels >= 0)[:, None]
+        matched = same_class & (2 * shared > union)  # IoU above 0.5, so each segment has one match at most
+        for row, column in np.argwhere(matched).tolist():
+            self._matches.append((int(target_labels[row]), float(shared[row, column] / union[row, column])))
+        mostly_void = 2 * shared[0] > predicted_area
+        false_positives = (predicted_labels >= 0) & ~matched.any(0) & ~mostly_void
+        false_negatives = (target_labels >= 0) & ~matched.any(1) & (target_area > 0)
+        np.add.at(self._unmatched[0], predicted_labels[false_positives], 1)
+        np.add.at(self._unmatched[1], target_labels[false_negatives], 1)
 
     def compute(self) -> dict[str, Any]:
         """Return ``metrics``: pq, sq, rq, and the pq of things and of stuff; ``per_class``: pq, sq and rq.
@@ -125,13 +128,12 @@ class PanopticMetric:
                 quality = math.fsum(ious[index]) / true_positives if true_positives else 0.0
                 recognition = true_positives / weight
                 per_class[name] = {"pq": quality * true_positives / weight, "sq": quality, "rq": recognition}
-        metrics = {name: _class_mean(per_class, name, self.class_names) for name in ("pq", "sq", "rq")}
-        for name, is_thing in (("pq_things", True), ("pq_stuff", False)):
-            class_names = [
-                label for label, thing in zip(self.class_names, self.things, strict=True) if thing is is_thing
-            ]
-            if any(label in per_class for label in class_names):
-                metrics[name] = _class_mean(per_class, "pq", class_names)
+        metrics = {name: float(np.mean([each[name] for each in per_class.values()])) for name in ("pq", "sq", "rq")}
+        is_thing = dict(zip(self.class_names, self.things, strict=True))
+        for name, thing in (("pq_things", True), ("pq_stuff", False)):
+            qualities = [each["pq"] for label, each in per_class.items() if is_thing[label] is thing]
+            if qualities:
+                metrics[name] = float(np.mean(qualities))
         return {"metrics": metrics, "per_class": per_class}
 
     def class_counts(self) -> np.ndarray:
@@ -141,40 +143,6 @@ class PanopticMetric:
             counts[:2, label] += iou, 1
         counts[2:] = self._unmatched
         return counts
-
-    def to(self, device: torch.device) -> "PanopticMetric":
-        """Return the metric; its state stays on the CPU."""
-        return self
-
-    def _target_segments(self, target: Mapping[str, Tensor], image_meta: ImageMeta) -> _Segments:
-        """Return the target's segment ids and their class indices, with one segment per stuff class."""
-        ids = torch.zeros(image_meta.original_size, dtype=torch.int32, device=target["masks"].device)
-        labels: dict[int, int] = {}
-        for next_id, (label, mask) in enumerate(zip(target["labels"].tolist(), target["masks"], strict=True), 1):
-            same_stuff = [known for known, other in labels.items() if other == label and not self.things[label]]
-            segment_id = same_stuff[0] if same_stuff else next_id
-            ids[mask] = segment_id
-            labels[segment_id] = label
-        return ids, labels
-
-    def _match(self, prediction: _Segments, target: _Segments) -> None:
-        """Match the segments of one image and add its true positives, false positives and false negatives."""
-        predicted_labels, target_labels = (_labels_by_id(labels) for _, labels in (prediction, target))
-        rows, columns = len(target_labels), len(predicted_labels)
-        pairs = target[0].long() * columns + prediction[0].to(target[0].device).long()
-        # (target ids, predicted ids) pixels in common; row 0 is void
-        shared = torch.bincount(pairs.flatten(), minlength=rows * columns).reshape(rows, columns).cpu().numpy()
-        target_area, predicted_area = shared.sum(1), shared.sum(0)
-        union = target_area[:, None] + predicted_area - shared[0] - shared
-        same_class = np.equal.outer(target_labels, predicted_labels) & (target_labels >= 0)[:, None]
-        matched = same_class & (2 * shared > union)  # IoU above 0.5, so each segment has one match at most
-        for row, column in np.argwhere(matched).tolist():
-            self._matches.append((int(target_labels[row]), float(shared[row, column] / union[row, column])))
-        mostly_void = 2 * shared[0] > predicted_area
-        false_positives = (predicted_labels >= 0) & ~matched.any(0) & ~mostly_void
-        false_negatives = (target_labels >= 0) & ~matched.any(1) & (target_area > 0)
-        np.add.at(self._unmatched[0], predicted_labels[false_positives], 1)
-        np.add.at(self._unmatched[1], target_labels[false_negatives], 1)
 
 
 def to_segments(
@@ -193,12 +161,8 @@ def to_segments(
     return merge_panoptic(output["class_logits"], output["mask_logits"], image_meta.original_size, things=things)
 
 
-def _labels_by_id(labels: Mapping[int, int]) -> np.ndarray:
+def _label_table(labels: Mapping[int, int]) -> np.ndarray:
     """Return the class index of each id from 0 to the largest, -1 for ids without a segment."""
     table = np.full(max(labels, default=0) + 1, _VOID)
     table[list(labels)] = list(labels.values())
     return table
-
-
-def _class_mean(per_class: Mapping[str, Mapping[str, float]], name: str, class_names: Sequence[str]) -> float:
-    return float(np.mean([per_class[label][name] for label in class_names if label in per_class]))

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from van.errors import DataError, ShapeError
-from van.models.sliding_window import upsample_argmax
+from van.heads.sliding_window import upsample_argmax
 from van.predictions import Segment, Segmentation
-from van.tasks.base import Batch, ImageMeta
-from van.tasks.variable_size import VariableSizeTask, check_finite
+from van.tasks.base import Batch, ImageMeta, Metric, Task, check_finite
 
 IGNORE_INDEX = -1
 """The label of pixels that the loss and the metrics ignore."""
@@ -25,7 +24,7 @@ AUXILIARY_WEIGHT = 0.4
 """The weight of the auxiliary head's loss, as in the paper."""
 
 
-class SegmentationTask(VariableSizeTask):
+class SegmentationTask(Task):
     """The semantic segmentation task."""
 
     name = "segment"
@@ -48,42 +47,26 @@ class SegmentationTask(VariableSizeTask):
         """Return a metric of mean IoU, mean accuracy and pixel accuracy."""
         return SegmentationMetric(self.class_names)
 
-    def decode(self, outputs: Sequence[Tensor], image_metas: Sequence[ImageMeta]) -> list[Segmentation]:
-        """Return the ``Segmentation`` of each image in pixels of its file.
-
-        Raises:
-            ShapeError: see ``to_label_map``.
-        """
-        return [self._decode_image(output, image_meta) for output, image_meta in zip(outputs, image_metas, strict=True)]
-
-    def _decode_image(self, output: Tensor, image_meta: ImageMeta) -> Segmentation:
+    def decode_image(self, output: Tensor, image_meta: ImageMeta) -> Segmentation:
+        """Return the class of each pixel."""
         label_map = to_label_map(output, image_meta, num_classes=len(self.class_names))
         ids = label_map.cpu().numpy().astype(np.int32)  # a class is one segment, whose id is the class index
-        segments = tuple(
-            Segment(index, self.class_names[index], index, None, False) for index in np.unique(ids).tolist()
-        )
+        names = self.class_names
+        segments = tuple(Segment(index, names[index], index, None, False) for index in np.unique(ids).tolist())
         return Segmentation(class_names=self.class_names, segment_ids=ids, segments=segments, name=image_meta.name)
 
 
-class SegmentationMetric:
+class SegmentationMetric(Metric):
     """Mean IoU and accuracies from a confusion matrix over pixels of the images' files."""
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = tuple(class_names)
         self._counts: Any = MulticlassConfusionMatrix(max(2, len(self.class_names)), ignore_index=IGNORE_INDEX)
 
-    def update(self, outputs: Sequence[Tensor], batch: Batch) -> None:
-        """Add one batch; unlabeled pixels are ignored.
-
-        Raises:
-            ShapeError: see ``to_label_map``.
-        """
-        for output, target, image_meta, valid in zip(
-            outputs, batch.targets, batch.image_metas, batch.valid.tolist(), strict=True
-        ):
-            if valid:
-                label_map = to_label_map(output, image_meta, num_classes=len(self.class_names))
-                self._counts.update(label_map.reshape(-1), target.reshape(-1))
+    def add(self, output: Tensor, target: Tensor, image_meta: ImageMeta) -> None:
+        """Add one image; unlabeled pixels are ignored."""
+        label_map = to_label_map(output, image_meta, num_classes=len(self.class_names))
+        self._counts.update(label_map.reshape(-1), target.reshape(-1))
 
     def compute(self) -> dict[str, Any]:
         """Return ``metrics`` mean_iou, mean_accuracy and pixel_accuracy; ``per_class``; ``confusion`` in pixels.
@@ -95,9 +78,8 @@ class SegmentationMetric:
         """
         if not self._counts.update_called:  # this process had padding only, and torchmetrics would warn
             self._counts.update(*torch.empty(2, 0, dtype=torch.int64, device=self._counts.device))
-        confusion = (
-            self._counts.compute().cpu().numpy().astype(np.int64)[: len(self.class_names), : len(self.class_names)]
-        )
+        num_classes = len(self.class_names)
+        confusion = self._counts.compute().cpu().numpy().astype(np.int64)[:num_classes, :num_classes]
         if not confusion.sum():
             raise DataError("validation set: expected at least 1 labeled pixel, got 0")
         correct, labeled, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
@@ -105,19 +87,14 @@ class SegmentationMetric:
         iou = np.divide(correct, union, out=np.full(len(correct), np.nan), where=union > 0)
         accuracy = np.divide(correct, labeled, out=np.full(len(correct), np.nan), where=labeled > 0)
         rows = zip(self.class_names, labeled.tolist(), iou.tolist(), accuracy.tolist(), strict=True)
-        return {
-            "metrics": {
-                "mean_iou": float(np.nanmean(iou)),
-                "mean_accuracy": float(np.nanmean(accuracy)),
-                "pixel_accuracy": float(correct.sum() / confusion.sum()),
-            },
-            "per_class": {
-                label: {"pixels": count, "iou": class_iou} | ({"accuracy": class_accuracy} if count else {})
-                for label, count, class_iou, class_accuracy in rows
-                if not np.isnan(class_iou)
-            },
-            "confusion": confusion,
+        metrics = {"mean_iou": float(np.nanmean(iou)), "mean_accuracy": float(np.nanmean(accuracy))}
+        metrics["pixel_accuracy"] = float(correct.sum() / confusion.sum())
+        per_class = {
+            label: {"pixels": count, "iou": class_iou} | ({"accuracy": class_accuracy} if count else {})
+            for label, count, class_iou, class_accuracy in rows
+            if not np.isnan(class_iou)
         }
+        return {"metrics": metrics, "per_class": per_class, "confusion": confusion}
 
     def to(self, device: torch.device) -> "SegmentationMetric":
         """Move the counts to ``device`` and return the metric."""

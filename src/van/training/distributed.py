@@ -11,8 +11,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from van.device import to_channels_last
 from van.errors import UsageError
-from van.models.load import to_channels_last
 from van.ops import enable_memory_reuse
 from van.training.settings import TrainSettings
 

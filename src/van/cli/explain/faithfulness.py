@@ -12,13 +12,13 @@ from PIL import Image
 from van.checkpoint import atomic_path
 from van.cli.explain.maps import model_title, models_and_images, print_notes, report_unreadable
 from van.cli.explain.settings import ExplainSettings
-from van.datasets.annotations import Issues
 from van.datasets.folder import load_validation_items
 from van.datasets.formats import load_split
 from van.errors import DataError, ImageError, MissingAnnotations, UsageError
 from van.explain.explainer import Explainer
 from van.explain.faithfulness import CONTROL, METRICS, EvaluationSample, Faithfulness, evaluate_faithfulness
 from van.images import read_image
+from van.model import Model
 from van.visualization.faithfulness_charts import draw_faithfulness
 
 _METHODS = ("grad-cam", "grad-cam++", "layer-cam", "eigen-cam", "xgrad-cam")
@@ -44,7 +44,7 @@ def run_faithfulness(settings: ExplainSettings) -> int:
         raise UsageError(f"expected models with distinct names, got {', '.join(titles)}")
     unreadable: dict[str, ImageError] = {}
     for model, title in zip(models, titles, strict=True):
-        explainer = Explainer.load(model, device=settings.device)
+        explainer = Explainer(Model.load(model), device=settings.device)
         print_notes(explainer.notes)
         samples = _subsample(_load_samples(settings.data, explainer.class_names), settings.limit or _DEFAULT_LIMIT)
         result = evaluate_faithfulness(
@@ -71,12 +71,10 @@ def _load_samples(data: Path, class_names: Sequence[str]) -> list[Sample]:
     Raises:
         DataError: the model knows none of the dataset's classes, or the dataset is invalid.
     """
-    issues = Issues(collect=True)
     try:
-        dataset = load_split(data, "val", target_type="boxes", issues=issues)
+        dataset = load_split(data, "val", target_type="boxes")
     except MissingAnnotations:
         return [Sample(item.source, item.target, None) for item in load_validation_items(data, class_names)]
-    issues.raise_unless_minor(num_annotations=sum(len(image.annotations) for image in dataset.images))
     indices = {label: class_names.index(label) for label in dataset.class_names if label in class_names}
     if not indices:
         got, expected = ", ".join(dataset.class_names[:5]), ", ".join(class_names[:5])

@@ -8,11 +8,12 @@ import torch
 from van.checkpoint import atomic_path
 from van.cli.explain.maps import exit_status, print_notes, report_unreadable
 from van.cli.explain.settings import ExplainSettings
-from van.cli.prediction_writer import output_stem
+from van.cli.predict import output_stem
+from van.device import resolve_device, to_channels_last
 from van.errors import ImageError, UsageError
 from van.explain.lka_attention import Channels, lka_block_names, lka_channel_maps
 from van.images import expand_images, read_image
-from van.models.load import load, resolve_device, to_channels_last
+from van.model import Model
 from van.preprocess import CenterCropPreprocess
 from van.visualization.attention_grids import AttentionMaps, draw_attention_grid, group_by_stage
 
@@ -21,9 +22,9 @@ def draw_lka_attention(settings: ExplainSettings) -> int:
     """Write one grid for each image; return status 1 if an image could not be read."""
     source, *images = settings.model_and_images
     paths = expand_images(images)
-    loaded = load(source)
+    loaded = Model.load(source)
     print_notes(loaded.notes)
-    model = to_channels_last(loaded.model.eval(), resolve_device(settings.device))
+    model = to_channels_last(loaded.network.eval(), resolve_device(settings.device))
     blocks = _select_blocks(lka_block_names(model), settings)
     channels = _parse_channels(settings.channels)
     names: dict[str, Path] = {}

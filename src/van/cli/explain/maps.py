@@ -13,10 +13,11 @@ from PIL import Image
 
 from van.checkpoint import atomic_path
 from van.cli.explain.settings import ExplainSettings
-from van.cli.prediction_writer import output_stem
+from van.cli.predict import output_stem
 from van.errors import ImageError, UsageError
 from van.explain.explainer import Explainer, Explanation
 from van.images import SUFFIXES, expand_images
+from van.model import Model
 from van.visualization.drawing import upscale_small_image
 from van.visualization.heatmap import Heatmap
 from van.visualization.image_grid import concat_horizontally, image_table
@@ -46,7 +47,7 @@ def draw_maps(settings: ExplainSettings) -> int:
     """Explain each image; write a drawing and the map as numbers for each, and a grid of all."""
     source, *images = settings.model_and_images
     paths = expand_images(images)
-    explainer = Explainer.load(source, device=settings.device)
+    explainer = Explainer(Model.load(source), device=settings.device)
     print_notes(explainer.notes)
     names: dict[str, Path] = {}
     rows: dict[Path, tuple[Image.Image, dict[Column, Image.Image]]] = {}
@@ -76,7 +77,7 @@ def compare_models(settings: ExplainSettings) -> int:
     rows: dict[Path, list[Image.Image | None]] = {}
     failed: dict[Path, ImageError] = {}
     for model in models:
-        explainer = Explainer.load(model, device=settings.device)
+        explainer = Explainer(Model.load(model), device=settings.device)
         print_notes(explainer.notes)
         for path, result in zip(paths, _explain_files(explainer, paths, settings), strict=True):
             if isinstance(result, ImageError):

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from van.checkpoint import atomic_path
 from van.cli.explain.maps import model_title, models_and_images, print_notes
 from van.cli.explain.settings import ExplainSettings
+from van.device import resolve_device
 from van.errors import UsageError
 from van.explain.receptive_fields import measure_receptive_fields
 from van.images import expand_images, read_image
-from van.models.load import load, resolve_device
+from van.model import Model
 from van.preprocess import CenterCropPreprocess
 from van.visualization.receptive_field_charts import draw_receptive_field_sizes, draw_receptive_fields
 from van.visualization.receptive_fields import ReceptiveField
@@ -56,9 +57,9 @@ def _load_images(arguments: list[str], image_size: int) -> Tensor | None:
 def _load_network(name: str, image_size: int, *, random_init: bool) -> nn.Module:
     """Load a network; or build one with random weights, its layer scales and norms as large as trained ones."""
     if not random_init:
-        loaded = load(name)
+        loaded = Model.load(name)
         print_notes(loaded.notes)
-        return loaded.model.eval()
+        return loaded.network.eval()
     from van.bench.networks import NETWORKS, build
 
     if name not in NETWORKS:

@@ -4,18 +4,14 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-import tyro
+from van.settings import Positional
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExplainSettings:
     """Flags of ``van explain``."""
 
-    model_and_images: Annotated[
-        tuple[str, ...],
-        tyro.conf.Positional,
-        tyro.conf.arg(metavar="MODEL IMAGES...", help_behavior_hint="(required)"),
-    ]
+    model_and_images: Annotated[tuple[str, ...], Positional("MODEL IMAGES...", required=True)]
     """A checkpoint, a public weights file or a model name such as van_b2; then files, folders or patterns in quotes."""
     out: Path
     """Folder for drawings, maps and charts."""

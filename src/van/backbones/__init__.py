@@ -1,0 +1,1 @@
+"""Backbones: the Visual Attention Network, its layers, and its form for inference."""

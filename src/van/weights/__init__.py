@@ -1,0 +1,1 @@
+"""Public weights: the registry of published models, the formats of their files, the hub."""
