@@ -265,18 +265,17 @@ def report(
         if sys.stderr.isatty():
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)  # noqa: T201
 
-    collected = collect_report_data(
-        folder,
-        ReportOptions(
-            data=None if data is None else Path(data),
-            limit=limit,
-            num_errors=num_errors,
-            speed=speed,
-            device=device,
-            batch_size=batch_size,
-            on_progress=show,
-        ),
+    options = ReportOptions(
+        data=None if data is None else Path(data),
+        limit=limit,
+        num_errors=num_errors,
+        speed=speed,
+        device=device,
+        batch_size=batch_size,
+        on_progress=show,
     )
+    loaded = None if isinstance(run, Run | str | Path) else run
+    collected = collect_report_data(folder, options, model=loaded)
     show("")
     page = folder / "report.html" if out is None else Path(out)
     write_text(page, render(collected, version=van.__version__))

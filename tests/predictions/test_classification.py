@@ -34,11 +34,16 @@ def test_k_beyond_the_number_of_classes_gives_all():
     assert Classification(class_names=(), scores=()).top() == []
 
 
-@pytest.mark.parametrize("k", [0, -1])
-def test_k_below_one_is_rejected(k):
-    for method in (PREDICTION.top, PREDICTION.to_dict, lambda k: PREDICTION.draw(Image.new("RGB", (9, 9)), k=k)):
-        with pytest.raises(ShapeError, match=rf"k.*{k}"):
-            method(k)
+def test_k_below_one_is_rejected(subtests):
+    for k in [0, -1]:
+        with subtests.test(k=str(k)):
+            for method in (
+                PREDICTION.top,
+                PREDICTION.to_dict,
+                lambda k: PREDICTION.draw(Image.new("RGB", (9, 9)), k=k),
+            ):
+                with pytest.raises(ShapeError, match=rf"k.*{k}"):
+                    method(k)
 
 
 def test_different_numbers_of_classes_and_scores_are_rejected():
@@ -46,11 +51,11 @@ def test_different_numbers_of_classes_and_scores_are_rejected():
         Classification(class_names=("a", "b"), scores=(1.0,))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 1.1])
-def test_invalid_scores_are_rejected_with_their_label(value):
+def test_invalid_scores_are_rejected_with_their_label(subtests):
     """A network with NaN weights must not give a prediction."""
-    with pytest.raises(ShapeError, match=rf"'b'.*{value}"):
-        Classification(class_names=("a", "b"), scores=(0.5, value))
+    for value in [float("nan"), float("inf"), -0.1, 1.1]:
+        with subtests.test(value=str(value)), pytest.raises(ShapeError, match=rf"'b'.*{value}"):
+            Classification(class_names=("a", "b"), scores=(0.5, value))
 
 
 @st.composite
@@ -87,34 +92,36 @@ def gradient(width: int, height: int) -> Image.Image:
 SIZES = [(1, 1), (8, 8), (239, 3), (640, 480), (3000, 20), (20, 3000), (1, 5000)]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def test_an_image_of_any_size_is_drawn_above_its_bars(size):
-    image = gradient(*size)
-    sheet = PREDICTION.draw(image)
-    scale = max(1, 240 // max(size))
-    assert sheet.mode == "RGB"
-    assert sheet.width == max(240, size[0] * scale)
-    left = (sheet.width - size[0] * scale) // 2
-    shown = sheet.crop((left, 0, left + size[0] * scale, size[1] * scale))
-    assert np.array_equal(np.asarray(shown)[::scale, ::scale], np.asarray(image))
-    panel = np.asarray(sheet)[size[1] * scale :]
-    assert 50 < len(panel) < 0.7 * sheet.width  # a legible size
-    assert (panel == 0).all(axis=-1).any()  # black text
-    blue_px = [(row == (158, 202, 225)).all(axis=-1).sum() for row in panel]
-    assert abs(max(blue_px) - 0.6 * sheet.width) <= 2  # the bar of the best class ends at its score
+def test_an_image_of_any_size_is_drawn_above_its_bars(subtests):
+    for size in SIZES:
+        with subtests.test(size=str(size)):
+            image = gradient(*size)
+            sheet = PREDICTION.draw(image)
+            scale = max(1, 240 // max(size))
+            assert sheet.mode == "RGB"
+            assert sheet.width == max(240, size[0] * scale)
+            left = (sheet.width - size[0] * scale) // 2
+            shown = sheet.crop((left, 0, left + size[0] * scale, size[1] * scale))
+            assert np.array_equal(np.asarray(shown)[::scale, ::scale], np.asarray(image))
+            panel = np.asarray(sheet)[size[1] * scale :]
+            assert 50 < len(panel) < 0.7 * sheet.width  # a legible size
+            assert (panel == 0).all(axis=-1).any()  # black text
+            blue_px = [(row == (158, 202, 225)).all(axis=-1).sum() for row in panel]
+            assert abs(max(blue_px) - 0.6 * sheet.width) <= 2  # the bar of the best class ends at its score
 
 
-@pytest.mark.parametrize("label", LABELS, ids=lambda label: ascii(label[:12]))
-@pytest.mark.parametrize("size", [(1, 1), (3000, 20), (640, 480)], ids=lambda size: f"{size[0]}x{size[1]}")
-def test_no_label_overlaps_the_percentage(label, size):
+def test_no_label_overlaps_the_percentage(subtests):
     """The pixels left of the percentage are blank for any label."""
-    prediction = Classification(class_names=(label, "x"), scores=(0.0, 0.0))
-    blank = Classification(class_names=("", "x"), scores=(0.0, 0.0))
-    panel, empty = (np.asarray(a.draw(gradient(*size), k=1).convert("L")) for a in (prediction, blank))
-    assert panel.shape == empty.shape
-    first_ink = np.argwhere((empty[-20:] < 128).any(axis=0)).min()
-    assert panel[-20:, first_ink - 2].min() > 200
-    assert np.array_equal(panel[-20:, first_ink:], empty[-20:, first_ink:])
+    for label in LABELS:
+        for size in [(1, 1), (3000, 20), (640, 480)]:
+            with subtests.test(label=str(label), size=str(size)):
+                prediction = Classification(class_names=(label, "x"), scores=(0.0, 0.0))
+                blank = Classification(class_names=("", "x"), scores=(0.0, 0.0))
+                panel, empty = (np.asarray(a.draw(gradient(*size), k=1).convert("L")) for a in (prediction, blank))
+                assert panel.shape == empty.shape
+                first_ink = np.argwhere((empty[-20:] < 128).any(axis=0)).min()
+                assert panel[-20:, first_ink - 2].min() > 200
+                assert np.array_equal(panel[-20:, first_ink:], empty[-20:, first_ink:])
 
 
 def test_long_labels_are_truncated():
@@ -132,9 +139,10 @@ def test_greek_cyrillic_and_hebrew_letters_are_distinct():
     assert len(sheets) == 6
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "I;16", "F"])
-def test_an_image_of_any_mode_is_drawn(mode):
-    assert PREDICTION.draw(Image.new(mode, (30, 20))).mode == "RGB"
+def test_an_image_of_any_mode_is_drawn(subtests):
+    for mode in ["L", "RGBA", "P", "1", "CMYK", "I;16", "F"]:
+        with subtests.test(mode=str(mode)):
+            assert PREDICTION.draw(Image.new(mode, (30, 20))).mode == "RGB"
 
 
 def test_drawing_is_deterministic_and_does_not_change_the_image():

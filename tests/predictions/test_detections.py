@@ -65,9 +65,8 @@ def test_top_keeps_the_best_detections():
             found.top(k)
 
 
-@pytest.mark.parametrize(
-    ("found", "message"),
-    [
+def test_invalid_detections_are_rejected_with_their_index(subtests):
+    for found, message in [
         (
             detection(box=(1, 2, math.nan, 4)),
             r"detection 1: box.*\(1\.0, 2\.0, nan, 4\.0\)",
@@ -83,11 +82,9 @@ def test_top_keeps_the_best_detections():
         (Detection("d", -1, 0.5, (0, 0, 1, 1)), "detection 1: index.*0 to 2.*-1"),
         (detection(mask=np.zeros((30, 20), bool)), r"detection 1: mask.*\(20, 30\).*bool \(30, 20\)"),
         (detection(mask=np.zeros((20, 30), np.uint8)), r"detection 1: mask.*bool.*uint8 \(20, 30\)"),
-    ],
-)
-def test_invalid_detections_are_rejected_with_their_index(found, message):
-    with pytest.raises(ShapeError, match=message):
-        make(detection(0.1), found)
+    ]:
+        with subtests.test(found=str(found), message=str(message)), pytest.raises(ShapeError, match=message):
+            make(detection(0.1), found)
 
 
 def test_invalid_image_sizes_and_category_ids_are_rejected():
@@ -164,18 +161,19 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("index", [0, 1, 2])
-def test_a_box_is_drawn_in_its_color_and_other_pixels_are_unchanged(index):
+def test_a_box_is_drawn_in_its_color_and_other_pixels_are_unchanged(subtests):
     """On an image of 600x500, where lines are 4 pixels wide."""
-    image = noise(600, 500)
-    drawn = np.asarray(make(detection(0.5, (100, 120, 400, 420), index), size=(500, 600)).draw(image))
-    color, before = class_color(index), np.asarray(image)
-    for line in (drawn[121, 150:390], drawn[418, 110:390], drawn[150:410, 101], drawn[130:410, 398]):
-        assert (line == color).all()
-    assert np.array_equal(drawn[130:410, 110:390], before[130:410, 110:390])
-    changed = np.argwhere((drawn != before).any(-1))
-    assert (changed.min(0) >= (95, 99)).all()  # the label is above
-    assert (changed.max(0) <= (420, 400)).all()
+    for index in [0, 1, 2]:
+        with subtests.test(index=str(index)):
+            image = noise(600, 500)
+            drawn = np.asarray(make(detection(0.5, (100, 120, 400, 420), index), size=(500, 600)).draw(image))
+            color, before = class_color(index), np.asarray(image)
+            for line in (drawn[121, 150:390], drawn[418, 110:390], drawn[150:410, 101], drawn[130:410, 398]):
+                assert (line == color).all()
+            assert np.array_equal(drawn[130:410, 110:390], before[130:410, 110:390])
+            changed = np.argwhere((drawn != before).any(-1))
+            assert (changed.min(0) >= (95, 99)).all()  # the label is above
+            assert (changed.max(0) <= (420, 400)).all()
 
 
 def test_a_mask_is_blended_with_its_class_color():
@@ -201,43 +199,48 @@ def test_a_box_of_one_pixel_is_visible_beside_its_label():
         assert (near == (0, 0, 0)).all(-1).any()  # the box, not the label
 
 
-@pytest.mark.parametrize("masks", [False, True])
-def test_the_boxes_of_a_scene_are_drawn_at_its_digits(masks):
+def test_the_boxes_of_a_scene_are_drawn_at_its_digits(subtests):
     """Most of the box of the best detection has its color, at four pixels for each of the scene's."""
-    for scene in generate_digit_scenes("val", count=8, seed=5):
-        found = scene_detections(scene, masks=masks)
-        drawn = np.asarray(found.draw(scene.image))
-        assert drawn.shape == (512, 512, 3)
-        x1, y1, x2, y2 = (int(4 * side) for side in found.detections[0].box)
-        edge = np.concatenate([drawn[y1 + 1, x1:x2], drawn[y2 - 2, x1:x2], drawn[y1:y2, x1 + 1], drawn[y1:y2, x2 - 2]])
-        assert (edge == class_color(found.detections[0].index)).all(-1).mean() > 0.55
-        far = np.ones((512, 512), bool)
-        for one in found.detections:
-            a, b, c, d = (int(4 * side) for side in one.box)
-            far[max(b - 50, 0) : d + 50, max(a - 90, 0) : c + 90] = False
-        assert np.array_equal(drawn[far], repeat_pixels(np.asarray(scene.image), 4)[far])
+    for masks in [False, True]:
+        with subtests.test(masks=str(masks)):
+            for scene in generate_digit_scenes("val", count=8, seed=5):
+                found = scene_detections(scene, masks=masks)
+                drawn = np.asarray(found.draw(scene.image))
+                assert drawn.shape == (512, 512, 3)
+                x1, y1, x2, y2 = (int(4 * side) for side in found.detections[0].box)
+                edge = np.concatenate(
+                    [drawn[y1 + 1, x1:x2], drawn[y2 - 2, x1:x2], drawn[y1:y2, x1 + 1], drawn[y1:y2, x2 - 2]]
+                )
+                assert (edge == class_color(found.detections[0].index)).all(-1).mean() > 0.55
+                far = np.ones((512, 512), bool)
+                for one in found.detections:
+                    a, b, c, d = (int(4 * side) for side in one.box)
+                    far[max(b - 50, 0) : d + 50, max(a - 90, 0) : c + 90] = False
+                assert np.array_equal(drawn[far], repeat_pixels(np.asarray(scene.image), 4)[far])
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (10_000, 100), (128, 128), (479, 3)], ids=str)
-def test_images_of_any_size_are_drawn(size):
-    width, height = size
-    mask = np.ones((height, width), bool)
-    found = [
-        detection(0.5, (0, 0, width, height), 0, mask),
-        detection(0.4, (0, 0, 1, 1), 1),
-        detection(0.3, (-5, -5, 9e9, 9e9), 2),
-    ]
-    drawn = make(*found, size=(height, width)).draw(noise(width, height))
-    scale = max(1, math.ceil(480 / max(size)))
-    assert drawn.size == (width * scale, height * scale)
-    assert (np.asarray(drawn) == class_color(0)).all(-1).any()
+def test_images_of_any_size_are_drawn(subtests):
+    for size in [(1, 1), (1, 5000), (5000, 1), (10_000, 100), (128, 128), (479, 3)]:
+        with subtests.test(size=str(size)):
+            width, height = size
+            mask = np.ones((height, width), bool)
+            found = [
+                detection(0.5, (0, 0, width, height), 0, mask),
+                detection(0.4, (0, 0, 1, 1), 1),
+                detection(0.3, (-5, -5, 9e9, 9e9), 2),
+            ]
+            drawn = make(*found, size=(height, width)).draw(noise(width, height))
+            scale = max(1, math.ceil(480 / max(size)))
+            assert drawn.size == (width * scale, height * scale)
+            assert (np.asarray(drawn) == class_color(0)).all(-1).any()
 
 
-@pytest.mark.parametrize("label", HOSTILE, ids=lambda label: ascii(label[:12]))
-def test_labels_of_any_kind_are_drawn(label):
-    found = Detection(label, 0, 0.5, (3, 4, 20, 15))
-    drawn = Detections(class_names=(label,), detections=(found,) * 3, image_size=(20, 30)).draw(noise(30, 20))
-    assert drawn.size == (480, 320)
+def test_labels_of_any_kind_are_drawn(subtests):
+    for label in HOSTILE:
+        with subtests.test(label=str(label)):
+            found = Detection(label, 0, 0.5, (3, 4, 20, 15))
+            drawn = Detections(class_names=(label,), detections=(found,) * 3, image_size=(20, 30)).draw(noise(30, 20))
+            assert drawn.size == (480, 320)
 
 
 def test_no_detections_leave_the_image_unchanged():
@@ -260,9 +263,10 @@ def test_an_image_of_another_size_is_rejected():
         make(detection()).draw(Image.new("RGB", (20, 30)))
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK", "I;16", "F"])
-def test_an_image_of_any_mode_is_drawn(mode):
-    assert make(detection()).draw(Image.new(mode, (30, 20))).mode == "RGB"
+def test_an_image_of_any_mode_is_drawn(subtests):
+    for mode in ["L", "RGBA", "P", "1", "CMYK", "I;16", "F"]:
+        with subtests.test(mode=str(mode)):
+            assert make(detection()).draw(Image.new(mode, (30, 20))).mode == "RGB"
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -77,26 +77,28 @@ def test_the_dictionary_has_the_area_and_fraction_of_every_segment():
     }
 
 
-@pytest.mark.parametrize("class_names", [3, 16, 17, 254, 255])
-def test_class_indices_round_trip_through_a_palette_with_class_colors(class_names):
-    ids = np.random.default_rng(0).integers(-1, class_names, (61, 47))
-    ids[0, :3] = (-1, 0, class_names - 1)
-    image = save_and_load(semantic(ids, class_names).to_image())
-    assert image.mode == "P"
-    assert np.array_equal(np.asarray(image), np.where(ids < 0, 255, ids))
-    colors = np.asarray(image.convert("RGB"))
-    for index in (0, class_names // 2, class_names - 1):
-        assert (colors[ids == index] == class_color(index)).all()
-    assert (colors[ids < 0] == 0).all()
+def test_class_indices_round_trip_through_a_palette_with_class_colors(subtests):
+    for class_names in [3, 16, 17, 254, 255]:
+        with subtests.test(class_names=str(class_names)):
+            ids = np.random.default_rng(0).integers(-1, class_names, (61, 47))
+            ids[0, :3] = (-1, 0, class_names - 1)
+            image = save_and_load(semantic(ids, class_names).to_image())
+            assert image.mode == "P"
+            assert np.array_equal(np.asarray(image), np.where(ids < 0, 255, ids))
+            colors = np.asarray(image.convert("RGB"))
+            for index in (0, class_names // 2, class_names - 1):
+                assert (colors[ids == index] == class_color(index)).all()
+            assert (colors[ids < 0] == 0).all()
 
 
-@pytest.mark.parametrize("class_names", [256, 21_841])
-def test_more_than_255_classes_round_trip_through_16_bits(class_names):
-    ids = np.random.default_rng(0).integers(-1, class_names, (31, 47))
-    ids[0, :3] = (-1, 0, class_names - 1)
-    image = save_and_load(semantic(ids, class_names).to_image())
-    assert image.mode.startswith("I")
-    assert np.array_equal(np.asarray(image).astype(int), np.where(ids < 0, 65_535, ids))
+def test_more_than_255_classes_round_trip_through_16_bits(subtests):
+    for class_names in [256, 21_841]:
+        with subtests.test(class_names=str(class_names)):
+            ids = np.random.default_rng(0).integers(-1, class_names, (31, 47))
+            ids[0, :3] = (-1, 0, class_names - 1)
+            image = save_and_load(semantic(ids, class_names).to_image())
+            assert image.mode.startswith("I")
+            assert np.array_equal(np.asarray(image).astype(int), np.where(ids < 0, 65_535, ids))
 
 
 def test_more_than_65535_classes_are_rejected():
@@ -123,9 +125,8 @@ def test_any_map_round_trips(rows, columns, class_names, seed):
     assert fractions == pytest.approx((ids >= 0).mean())
 
 
-@pytest.mark.parametrize(
-    ("ids", "segments", "panoptic", "message"),
-    [
+def test_invalid_segmentations_are_rejected(subtests):
+    for ids, segments, panoptic, message in [
         (np.zeros((2, 2)), (Segment(0, "a", 0),), False, r"segment_ids.*float64 \(2, 2\)"),
         (np.zeros((2, 2), bool), (Segment(0, "a", 0),), False, r"segment_ids.*bool \(2, 2\)"),
         (np.zeros((2, 2, 3), int), (Segment(0, "a", 0),), False, r"segment_ids.*int64 \(2, 2, 3\)"),
@@ -154,11 +155,9 @@ def test_any_map_round_trips(rows, columns, class_names, seed):
             "segment 0: score.*nan",
         ),
         (np.zeros((2, 2), int), (Segment(0, "a", 0, 1.5),), False, r"segment 0: score.*1\.5"),
-    ],
-)
-def test_invalid_segmentations_are_rejected(ids, segments, panoptic, message):
-    with pytest.raises(ShapeError, match=message):
-        Segmentation(class_names=("a", "b"), segment_ids=ids, segments=segments, panoptic=panoptic)
+    ]:
+        with subtests.test(message=message), pytest.raises(ShapeError, match=message):
+            Segmentation(class_names=("a", "b"), segment_ids=ids, segments=segments, panoptic=panoptic)
 
 
 def test_arrays_equal_the_segments_one_by_one():
@@ -240,25 +239,25 @@ def test_the_map_of_a_scene_is_drawn_at_its_digits():
             assert right[ids != index].mean() < 0.1
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (10_000, 100), (128, 128), (100, 3000)], ids=str)
-@pytest.mark.parametrize("make", [semantic, panoptic])
-def test_images_of_any_size_are_drawn(make, size):
-    width, height = size
-    ids = 1 + np.arange(width * height).reshape(height, width) * 2 // (width * height)
-    sheet = make(ids).draw(noise(width, height))
-    scale = -(-480 // max(size))
-    assert sheet.width >= max(240 if height <= 1.25 * width else 0, width * scale)
-    assert sheet.height >= height * scale
-    assert (np.asarray(sheet) == class_color(1)).all(-1).any()
+def test_images_of_any_size_are_drawn(subtests):
+    for size in [(1, 1), (1, 5000), (5000, 1), (10_000, 100), (128, 128), (100, 3000)]:
+        for make in [semantic, panoptic]:
+            with subtests.test(size=str(size), make=str(make)):
+                width, height = size
+                ids = 1 + np.arange(width * height).reshape(height, width) * 2 // (width * height)
+                sheet = make(ids).draw(noise(width, height))
+                scale = -(-480 // max(size))
+                assert sheet.width >= max(240 if height <= 1.25 * width else 0, width * scale)
+                assert sheet.height >= height * scale
+                assert (np.asarray(sheet) == class_color(1)).all(-1).any()
 
 
-@pytest.mark.parametrize(
-    "label", ["", "x" * 5000, "two\nlines", "\udce9\x00", "犬🐶", "\u202eright to left"], ids=ascii
-)
-def test_labels_of_any_kind_are_drawn(label):
-    sheet = semantic(np.zeros((20, 30), int), (label,)).draw(noise(30, 20))
-    assert sheet.width == 480
-    assert np.asarray(sheet)[320:, -1].min() == 255
+def test_labels_of_any_kind_are_drawn(subtests):
+    for label in ["", "x" * 5000, "two\nlines", "\udce9\x00", "犬🐶", "\u202eright to left"]:
+        with subtests.test(label=str(label)):
+            sheet = semantic(np.zeros((20, 30), int), (label,)).draw(noise(30, 20))
+            assert sheet.width == 480
+            assert np.asarray(sheet)[320:, -1].min() == 255
 
 
 def test_unlabeled_pixels_leave_the_image_unchanged():

@@ -16,9 +16,8 @@ from van.bench.flops import count_flops
 from van.checkpoint import load_checkpoint
 from van.errors import DataError, UsageError
 from van.heads import create_model
-from van.report.data import ReportOptions, collect_report_data
+from van.report.data import ReportOptions, collect_report_data, find_validation_data
 from van.report.page import render
-from van.report.validation_data import find_validation_data
 from van.report.views import illustrate
 
 QUICK = ReportOptions(device="cpu", speed=False, num_errors=2)
@@ -35,78 +34,72 @@ def build(classes):
 
 
 def test_the_data_of_a_finished_run_is_complete(data, finished, images):
-    assert (data.missing, data.notes, data.monitor) == ((), (), "top1")
-    assert data.validation.evaluation.samples == data.validation.available == 6
-    assert data.validation.source == str(images)
-    assert data.checkpoint.sha256 == hashlib.sha256((finished / "best.safetensors").read_bytes()).hexdigest()
-    assert set(data.speed.timings) == {1, 16}
-    assert all(timing.median_ms > 0 for timing in data.speed.timings.values())
-    assert data.speed.fused
+    assert (data.missing, data.notes, data.monitor) == ([], [], "top1")
+    assert data.evaluation.samples == data.available == 6
+    assert data.source == str(images)
+    assert data.checkpoint["sha256"] == hashlib.sha256((finished / "best.safetensors").read_bytes()).hexdigest()
+    assert [batch["batch_size"] for batch in data.speed["batches"]] == [1, 16]
+    assert all(batch["median_ms"] > 0 for batch in data.speed["batches"])
+    assert data.speed["fused"]
     assert data.records == list(LOG)
-    wrong = sum(shown.error.is_error for shown in data.validation.errors)
-    assert (
-        wrong
-        == data.validation.evaluation.details["num_errors"]
-        == round(6 * (1 - data.validation.evaluation.metrics["top1"]))
-    )
-    assert len(data.validation.errors) == 6
-    assert [len(shown.views) for shown in data.validation.errors] == [3] * 6
+    wrong = sum(shown.is_error for shown in data.errors)
+    assert wrong == data.details["num_errors"] == round(6 * (1 - data.evaluation.metrics["top1"]))
+    assert len(data.errors) == 6
+    assert [len(shown.views) for shown in data.errors] == [3] * 6
 
 
 def test_parameters_and_macs_equal_those_of_van_bench(data):
     cost = count_flops(partial(build, len(HOSTILE)), batch_size=1, image_size=32)
-    assert (data.network.parameters, data.network.macs) == (cost.parameters, cost.macs)
+    assert (data.parameters, data.macs) == (cost.parameters, cost.macs)
 
 
 def test_the_data_is_json_without_nan(data):
     plain = json.loads(json.dumps(data.to_dict(), allow_nan=False))
     assert plain["samples"] == 6
-    assert plain["metrics"]["top1"] == data.validation.evaluation.metrics["top1"]
-    assert plain["network"]["macs"] == data.network.macs
+    assert plain["metrics"]["top1"] == data.evaluation.metrics["top1"]
+    assert plain["network"]["macs"] == data.macs
     assert len(plain["speed"]["batches"]) == 2
     assert {entry["target"] for entry in plain["errors"]} <= set(HOSTILE)
 
 
 def test_a_limited_evaluation_is_stated(finished):
     few = collect_report_data(finished, ReportOptions(device="cpu", speed=False, num_errors=0, limit=4))
-    assert (few.validation.evaluation.samples, few.validation.available) == (4, 6)
+    assert (few.evaluation.samples, few.available) == (4, 6)
     assert "Evaluated on 4 of 6 validation images, evenly spaced" in render(few, version="1")
 
 
 def test_without_a_checkpoint_the_page_has_curves_and_the_best_logged_metric(tmp_path, images):
     run = write_run(tmp_path / "run", data=images, class_names=None)
     data = collect_report_data(run, QUICK)
-    assert (data.network, data.checkpoint, data.validation, data.monitor) == (None, None, None, "top1")
+    assert (data.model, data.checkpoint, data.evaluation, data.monitor) == (None, None, None, "top1")
     assert str(run / "best.safetensors") in data.missing[0]
     page = render(data, version="1")
     assert "Best of 2 evaluations during training, at step 20" in page
     assert json.dumps(data.to_dict())
 
 
-@pytest.mark.parametrize(
-    ("log", "text"),
-    [
-        ("", "The log is empty"),
-        ('{"kind": "train", "step": 5, "loss": 1.0, "lr": 0.1}\n{"kind": "eval", "st', "5 updates, no evaluation yet."),
-        ('{"kind": "eval", "step": 5, "epoch": 1, "top1": NaN, "loss": NaN}\n', "No metrics yet"),
-        ('[1]\n{"kind": "train"}\n{"kind": "eval", "step": 7, "top1": 0.25}\n', "25.00"),
-        ("no JSON at all\n", "The log is empty"),
-    ],
-)
-def test_incomplete_and_damaged_logs_are_rendered(tmp_path, log, text):
+def test_incomplete_and_damaged_logs_are_rendered(tmp_path):
+    logs = {
+        "": "The log is empty",
+        '{"kind": "train", "step": 5, "loss": 1.0, "lr": 0.1}\n{"kind": "eval", "st': "5 updates, no evaluation yet.",
+        '{"kind": "eval", "step": 5, "epoch": 1, "top1": NaN, "loss": NaN}\n': "No metrics yet",
+        '[1]\n{"kind": "train"}\n{"kind": "eval", "step": 7, "top1": 0.25}\n': "25.00",
+        "no JSON at all\n": "The log is empty",
+    }
     run = write_run(tmp_path / "run", data=None, class_names=None)
-    (run / "log.jsonl").write_text(log)
-    data = collect_report_data(run, QUICK)
-    assert text in render(data, version="1")
-    assert ("is missing, although" in data.missing[0]) is ("0.25" in log)
-    assert ("There is no best checkpoint yet" in data.missing[0]) is ("0.25" not in log)
+    for log, text in logs.items():
+        (run / "log.jsonl").write_text(log)
+        data = collect_report_data(run, QUICK)
+        assert text in render(data, version="1"), log
+        reason = "is missing, although" if "0.25" in log else "There is no best checkpoint yet"
+        assert reason in data.missing[0], log
 
 
 def test_missing_validation_images_are_reported_and_the_rest_is_collected(tmp_path):
     run = write_run(tmp_path / "run", data=tmp_path / "deleted", class_names=sorted(HOSTILE), validation_images=9)
     data = collect_report_data(run, QUICK)
-    assert data.validation is None
-    assert data.network.parameters > 3e6
+    assert data.evaluation is None
+    assert data.parameters > 3e6
     (reason,) = data.missing
     assert re.search(rf"{tmp_path / 'deleted'}: .*no such folder", reason)
     assert "--data" in reason
@@ -128,7 +121,7 @@ def test_a_damaged_checkpoint_is_reported(tmp_path, finished):
     (run / "best.safetensors").write_bytes(whole[: len(whole) // 2])
     data = collect_report_data(run, QUICK)
     assert "checkpoint" in data.missing[0]
-    assert data.network is None
+    assert data.model is None
     assert "best.safetensors" in render(data, version="1")
 
 
@@ -139,7 +132,7 @@ def test_a_network_that_returns_nan_is_reported(tmp_path, finished):
     stored.save(run / "best.safetensors")
     data = collect_report_data(run, QUICK)
     assert "NaN or infinity" in data.notes[0]
-    assert data.validation.errors == ()
+    assert data.errors == ()
     assert json.dumps(data.to_dict(), allow_nan=False)
     assert "NaN or infinity" in render(data, version="1")
 
@@ -150,20 +143,17 @@ def test_unreadable_images_are_listed_and_in_no_metric(tmp_path, finished, image
         if path.name == "3.png":
             path.write_bytes(b"")
     data = collect_report_data(finished, ReportOptions(device="cpu", speed=False, num_errors=1, data=copy))
-    assert data.validation.evaluation.samples == 9
-    assert len(data.validation.evaluation.unreadable) == 3
+    assert data.evaluation.samples == 9
+    assert len(data.evaluation.unreadable) == 3
     assert "3 unreadable images, not in the metrics" in render(data, version="1")
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"recipe": 3}'])
-def test_a_folder_without_run_settings_raises(tmp_path, content):
-    if content is not None:
-        (tmp_path / "settings.json").write_text(content)
-    with pytest.raises(DataError, match=r"settings\.json"):
-        collect_report_data(tmp_path, QUICK)
-
-
-def test_an_unavailable_device_raises(finished):
+def test_a_folder_without_run_settings_and_an_unavailable_device_raise(tmp_path, finished):
+    for content in (None, "{", "[]", '{"recipe": 3}'):
+        if content is not None:
+            (tmp_path / "settings.json").write_text(content)
+        with pytest.raises(DataError, match=r"settings\.json"):
+            collect_report_data(tmp_path, QUICK)
     with pytest.raises(UsageError, match="device"):
         collect_report_data(finished, ReportOptions(device="tpu"))
 
@@ -173,14 +163,14 @@ def test_without_grad_cam_the_missing_package_is_reported(finished, monkeypatch)
     data = collect_report_data(finished, QUICK)
     (reason,) = data.missing
     assert "grad-cam" in reason
-    assert [len(shown.views) for shown in data.validation.errors] == [1, 1]
+    assert [len(shown.views) for shown in data.errors] == [1, 1]
 
 
 def test_an_image_deleted_after_the_evaluation_has_no_views(finished, images, data, tmp_path):
     copy = shutil.copytree(images, tmp_path / "classes")
-    loaded = data.network.loaded
-    samples = find_validation_data(finished, data.recipe, loaded, data=copy).samples
-    first, second = (shown.error for shown in data.validation.errors[:2])
+    loaded = data.model
+    samples, _ = find_validation_data(data, loaded, copy)
+    first, second = data.errors[:2]
     (copy / first.name).unlink()
     shown, missing = illustrate([first, second], samples, loaded, device=torch.device("cpu"))
     assert missing == ""

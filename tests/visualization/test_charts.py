@@ -1,9 +1,11 @@
 """Charts of any training run are drawn in their colors, not cut off, and reproducible."""
 
 import math
+import re
+import xml.etree.ElementTree as ElementTree
 
 import numpy as np
-import pytest
+from matplotlib.figure import Figure
 
 from van.visualization import charts
 from van.visualization.charts import (
@@ -14,6 +16,11 @@ from van.visualization.charts import (
     _smooth,
     draw_parameter_counts,
     draw_training_curves,
+    plot_learning_rate,
+    plot_losses,
+    plot_metric,
+    set_log_ticks,
+    svg_chart,
 )
 from visualization.renderings import amount, read
 
@@ -46,21 +53,16 @@ RUNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_training_curves_of_any_run_are_drawn(tmp_path, name):
-    records, colors = RUNS[name]
-    draw_training_curves(records, tmp_path / "curves", monitor="top1")
-    image = read(tmp_path / "curves")
-    assert 1380 < image.shape[1] < 1480
-    assert 380 < image.shape[0] < 480
-    for color in colors:
-        assert amount(image, color) > 5, color
-
-
-def test_a_run_without_evaluations_has_no_metric_curve(tmp_path):
-    """The control for the colors above."""
-    draw_training_curves(train(30), tmp_path / "a", monitor="top1")
-    assert amount(read(tmp_path / "a"), GREEN) == amount(read(tmp_path / "a"), ORANGE) == 0
+def test_training_curves_of_any_run_are_drawn(tmp_path):
+    for name, (records, colors) in RUNS.items():
+        draw_training_curves(records, tmp_path / "curves", monitor="top1")
+        image = read(tmp_path / "curves")
+        assert 1380 < image.shape[1] < 1480, name
+        assert 380 < image.shape[0] < 480, name
+        missing = {color for color in (BLUE, ORANGE, GREEN, GRAY) if amount(image, color) <= 5}
+        assert not missing & colors, name
+        if name == "not evaluated":  # the control for the colors
+            assert missing == {GREEN, ORANGE}
 
 
 def test_smoothing_is_the_moving_average_of_finite_losses():
@@ -110,3 +112,60 @@ def test_every_axis_has_a_name_and_metrics_have_a_unit(tmp_path, monkeypatch):
         ("training step", "learning rate"),
         ("kernel size (pixels)", "parameters"),
     ]
+    assert figures[0].axes[1].get_title() == "validation top1: best 99.15 % at step 1,400"
+
+
+def plotted(plot, *arguments):
+    axis = Figure().subplots()
+    plot(axis, *arguments)
+    return axis
+
+
+def test_losses_are_on_a_logarithmic_scale_if_all_are_positive_and_gaps_stay():
+    assert plotted(plot_losses, train(30)).get_yscale() == "log"
+    assert plotted(plot_losses, train(30) + train(1, loss=0.0)).get_yscale() == "linear"  # the control
+    axis = plotted(
+        plot_metric, [{"kind": "eval", "step": n, "top1": [0.5, math.nan, 0.9, 0.8][n]} for n in range(4)], "top1"
+    )
+    circle, curve = axis.lines
+    assert np.isnan(curve.get_ydata()).tolist() == [False, True, False, False]
+    assert (circle.get_xdata()[0], circle.get_ydata()[0], curve.get_label()) == (2, 90, "best 90.00 % at step 2")
+
+
+def test_logarithmic_ticks_are_decimals_and_at_least_two():
+    for low, high in ((0.9, 11), (20.5, 30)):
+        axis = plotted(lambda axis, low=low, high=high: axis.set(yscale="log", ylim=(low, high)))
+        set_log_ticks(axis.yaxis)
+        ticks = zip(axis.get_yticks(), axis.yaxis.get_major_formatter().format_ticks(axis.get_yticks()), strict=True)
+        shown = [text for tick, text in ticks if low <= tick <= high]
+        assert all(re.fullmatch(r"[\d.]+", text) for text in shown), shown
+        assert shown == ["1", "2", "5", "10"] if low < 1 else len(shown) >= 2
+
+
+def test_a_chart_of_a_page_has_the_colors_and_the_font_of_the_page():
+    """No id stands twice in a page of several charts, and nothing else of the page is styled."""
+    records = RUNS["complete"][0]
+    drawn = [
+        svg_chart(lambda axis: plot_losses(axis, records), 'the "loss" & <more>'),
+        svg_chart(lambda axis: plot_metric(axis, records, "top1"), "top1"),
+        svg_chart(lambda axis: plot_learning_rate(axis, records), "rate"),
+    ]
+    for svg in drawn:
+        ElementTree.fromstring(svg.replace("xlink:href", "href"))  # well-formed
+        assert re.findall(r"#[0-9a-f]{6}|url\(|<style|font|DejaVu", svg) == []
+        assert "var(--line)" in svg
+    assert [set(re.findall(r"var\(--(?!line|ink)\w+", svg)) for svg in drawn] == [
+        {"var(--first", "var(--second"}, {"var(--third"}, {"var(--quiet"},
+    ]  # fmt: skip
+    ids = re.findall(r' id="([^"]+)"', "".join(drawn))
+    assert len(set(ids)) == len(ids)
+    assert 'aria-label="the &quot;loss&quot; &amp; &lt;more&gt;"' in drawn[0]
+    for text in ("training", "validation", "loss", "training step"):
+        assert f">{text}</text>" in drawn[0]
+    assert drawn[0] == svg_chart(lambda axis: plot_losses(axis, records), 'the "loss" & <more>')
+    assert svg_chart(lambda axis: plot_losses(axis, []), "nothing") == ""
+
+
+def test_a_long_log_makes_a_small_chart():
+    svg = svg_chart(lambda axis: plot_losses(axis, train(5000)), "loss")
+    assert len(svg) < 40_000

@@ -55,9 +55,10 @@ def test_class_colors_never_change():
     assert {index: class_color(index) for index in pinned} == pinned
 
 
-@pytest.mark.parametrize("vision", VISION_MATRICES)
-def test_the_first_eight_class_colors_are_distinct(vision):
-    assert min_distance([class_color(index) for index in range(8)], vision) > 22
+def test_the_first_eight_class_colors_are_distinct(subtests):
+    for vision in VISION_MATRICES:
+        with subtests.test(vision=str(vision)):
+            assert min_distance([class_color(index) for index in range(8)], vision) > 22
 
 
 def test_eight_rainbow_hues_are_not_distinct_for_deuteranopia():
@@ -141,14 +142,15 @@ def test_a_mask_without_a_pixel_changes_nothing():
     assert (pixels == 9).all()
 
 
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (7, 3), (128, 128), (479, 10), (480, 1), (1, 5000)])
-def test_small_images_are_enlarged_pixel_by_pixel(width, height):
-    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    pixels, scale = upscale_small_image(Image.fromarray(values), (height, width))
-    assert max(pixels.shape) >= 480
-    assert scale == 1 or max(width, height) * (scale - 1) < 480
-    assert np.array_equal(pixels, repeat_pixels(values, scale))
-    assert np.array_equal(pixels[scale // 2 :: scale, scale // 2 :: scale], values)
+def test_small_images_are_enlarged_pixel_by_pixel(subtests):
+    for width, height in [(1, 1), (7, 3), (128, 128), (479, 10), (480, 1), (1, 5000)]:
+        with subtests.test(width=str(width), height=str(height)):
+            values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+            pixels, scale = upscale_small_image(Image.fromarray(values), (height, width))
+            assert max(pixels.shape) >= 480
+            assert scale == 1 or max(width, height) * (scale - 1) < 480
+            assert np.array_equal(pixels, repeat_pixels(values, scale))
+            assert np.array_equal(pixels[scale // 2 :: scale, scale // 2 :: scale], values)
 
 
 def test_an_image_of_another_size_than_the_prediction_is_rejected():
@@ -164,40 +166,42 @@ def test_fonts_and_lines_grow_less_than_the_image():
     assert drawing_style(3, 3_000_000) == drawing_style(3_000_000, 3) == drawing_style(1, 1)
 
 
-@pytest.mark.parametrize(
-    "label", ["cat", "", "x" * 10_000, "a\nb", "\udce9\x00", "собака " * 20, "犬🐶", "e\u0301" * 50]
-)
-@pytest.mark.parametrize("max_width_px", [90, 200])
-def test_a_label_fits_its_maximum_width_and_has_its_score(label, max_width_px):
-    label_box = make_label_box(label, 0.973, (230, 159, 0), 14, max_width_px)
-    assert label_box.text.endswith(" 97%")
-    assert label_box.size[0] <= max_width_px + 1
-    sheet = Image.new("RGB", (300, 60), (1, 2, 3))
-    draw_label_box(ImageDraw.Draw(sheet), label_box, (20, 20), 14)
-    ink = np.argwhere((np.asarray(sheet) != (1, 2, 3)).any(-1))
-    assert (ink.min(0) == 20).all()
-    assert (
-        ink.max(0) == (20 + label_box.size[1] - 1, 20 + label_box.size[0] - 1)
-    ).all()  # no letter outside its rectangle
+def test_a_label_fits_its_maximum_width_and_has_its_score(subtests):
+    for label in ["cat", "", "x" * 10_000, "a\nb", "\udce9\x00", "собака " * 20, "犬🐶", "e\u0301" * 50]:
+        for max_width_px in [90, 200]:
+            with subtests.test(label=str(label), max_width_px=str(max_width_px)):
+                label_box = make_label_box(label, 0.973, (230, 159, 0), 14, max_width_px)
+                assert label_box.text.endswith(" 97%")
+                assert label_box.size[0] <= max_width_px + 1
+                sheet = Image.new("RGB", (300, 60), (1, 2, 3))
+                draw_label_box(ImageDraw.Draw(sheet), label_box, (20, 20), 14)
+                ink = np.argwhere((np.asarray(sheet) != (1, 2, 3)).any(-1))
+                assert (ink.min(0) == 20).all()
+                assert (
+                    ink.max(0) == (20 + label_box.size[1] - 1, 20 + label_box.size[0] - 1)
+                ).all()  # no letter outside its rectangle
 
 
 def test_a_label_without_score_is_the_class_name():
     assert make_label_box("sky", None, (0, 0, 0), 14, 200).text == "sky"
 
 
-@pytest.mark.parametrize("size", [(300, 200), (200, 300), (1, 1000), (1000, 1), (240, 300)])
-@pytest.mark.parametrize("entries", [1, 7, 42])
-def test_a_legend_has_every_entry_beside_or_below_the_image(size, entries):
-    image = Image.new("RGB", size, (1, 2, 3))
-    colors = [class_color(index) for index in range(entries)]
-    sheet = np.asarray(add_legend(image, [(color, "label " * (n + 1)) for n, color in enumerate(colors)], 12))
-    beside = size[1] > 1.25 * size[0]
-    assert (sheet.shape[0] == size[1]) == beside
-    assert sheet.shape[1] >= size[0]
-    assert (sheet == (1, 2, 3)).all(-1).sum() == size[0] * size[1]
-    for color in colors:
-        assert (sheet == color).all(-1).sum() == 10 * 10  # a square of 12 without its edge
-    assert sheet[:, -1].min() == 255 or sheet.shape[1] == size[0]  # no text runs out
+def test_a_legend_has_every_entry_beside_or_below_the_image(subtests):
+    for size in [(300, 200), (200, 300), (1, 1000), (1000, 1), (240, 300)]:
+        for entries in [1, 7, 42]:
+            with subtests.test(size=str(size), entries=str(entries)):
+                image = Image.new("RGB", size, (1, 2, 3))
+                colors = [class_color(index) for index in range(entries)]
+                sheet = np.asarray(
+                    add_legend(image, [(color, "label " * (n + 1)) for n, color in enumerate(colors)], 12)
+                )
+                beside = size[1] > 1.25 * size[0]
+                assert (sheet.shape[0] == size[1]) == beside
+                assert sheet.shape[1] >= size[0]
+                assert (sheet == (1, 2, 3)).all(-1).sum() == size[0] * size[1]
+                for color in colors:
+                    assert (sheet == color).all(-1).sum() == 10 * 10  # a square of 12 without its edge
+                assert sheet[:, -1].min() == 255 or sheet.shape[1] == size[0]  # no text runs out
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -2,28 +2,25 @@
 
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from van.errors import UsageError
-from van.visualization.intervals import bootstrap_interval, wilson_interval
+from van.visualization.intervals import wilson_interval
 
 
-@pytest.mark.parametrize(
-    ("successes", "total", "confidence", "expected"),
-    [
-        # Newcombe 1998, Statistics in Medicine 17, table I, method 3 (score without continuity correction)
-        (81, 263, 0.95, (0.2553, 0.3662)),
-        (15, 148, 0.95, (0.0624, 0.1605)),
-        (0, 20, 0.95, (0.0, 0.1611)),
-        (1, 29, 0.95, (0.0061, 0.1718)),
-        (29, 29, 0.95, (29 / (29 + 1.959964**2), 1.0)),  # the closed form without failures
-    ],
-)
-def test_the_wilson_interval_equals_published_values(successes, total, confidence, expected):
-    assert wilson_interval(successes, total, confidence) == pytest.approx(expected, abs=5e-5)
+def test_the_wilson_interval_equals_published_values():
+    """Newcombe 1998, Statistics in Medicine 17, table I, method 3 (score without continuity correction)."""
+    published = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
+    without_failures = {(29, 29): (29 / (29 + 1.959964**2), 1.0)}  # the closed form
+    for counts, expected in (published | without_failures).items():
+        assert wilson_interval(*counts) == pytest.approx(expected, abs=5e-5), counts
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -48,47 +45,10 @@ def test_the_wilson_interval_equals_statsmodels_or_scipy():
         assert wilson_interval(successes, total, 0.9) == pytest.approx((reference.low, reference.high), abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_arguments_out_of_range_are_rejected():
+    for arguments, message in (
         ((1, 0), "total.*0"), ((-1, 3), "successes.*0 to 3.*-1"), ((4, 3), "successes.*0 to 3.*4"),
         ((math.nan, 3), "successes.*nan"), ((1, 3, 0.0), "confidence.*0.0"), ((1, 3, 1.0), "confidence.*1.0"),
-    ],
-)  # fmt: skip
-def test_arguments_out_of_range_are_rejected(arguments, message):
-    with pytest.raises(UsageError, match=message):
-        wilson_interval(*arguments)
-
-
-def test_the_bootstrap_interval_of_many_values_is_that_of_the_normal_approximation():
-    values = np.random.default_rng(1).normal(3.0, 2.0, 400)
-    low, high = bootstrap_interval(values.tolist())
-    half = 1.96 * values.std() / math.sqrt(len(values))
-    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03)
-    assert bootstrap_interval(values.tolist()) == (low, high)
-    assert bootstrap_interval(values.tolist(), 0.5)[0] > low
-
-
-def test_the_bootstrap_interval_covers_the_mean_about_as_often_as_it_claims():
-    random = np.random.default_rng(0)
-    hits = 0
-    for _ in range(200):
-        low, high = bootstrap_interval(random.uniform(0, 1, 25).tolist(), resamples=400)
-        hits += low <= 0.5 <= high
-    assert 0.88 <= hits / 200 <= 0.99
-
-
-def test_the_bootstrap_interval_of_one_value_is_that_value():
-    assert bootstrap_interval([0.25]) == (0.25, 0.25)
-
-
-@pytest.mark.parametrize(
-    ("values", "options", "message"),
-    [
-        ([], {}, "values"), ([1.0, math.nan], {}, "values.*nan"), ([1.0], {"resamples": 0}, "resamples.*0"),
-        ([1.0], {"confidence": 2}, "confidence.*2"),
-    ],
-)  # fmt: skip
-def test_values_without_an_interval_are_rejected(values, options, message):
-    with pytest.raises(UsageError, match=message):
-        bootstrap_interval(values, **options)
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=message):
+            wilson_interval(*arguments)

@@ -1,11 +1,13 @@
 """Labels are placed within the image, clear of each other, and on their regions."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from van.visualization.label_layout import distance_to_edge, place_in_region, place_label_box
+from van.visualization.drawing import distance_to_edge, place_in_region, place_label_box
 
 NONE = np.empty((0, 4), int)
 
@@ -72,9 +74,9 @@ def test_a_label_does_not_cover_a_small_box_next_to_its_own():
     assert intersection(place, small) == 0
 
 
-@pytest.mark.parametrize("bounds", [(39, 300), (300, 19), (1, 1)])
-def test_an_image_smaller_than_a_label_has_none(bounds):
-    assert place_label_box((40, 20), (0, 0, 1, 1), bounds, NONE, np.array([[0, 0, 1, 1]])) is None
+def test_an_image_smaller_than_a_label_has_none():
+    for bounds in ((39, 300), (300, 19), (1, 1)):
+        assert place_label_box((40, 20), (0, 0, 1, 1), bounds, NONE, np.array([[0, 0, 1, 1]])) is None
 
 
 def letter_c(rows: int = 70, columns: int = 90) -> np.ndarray:
@@ -104,21 +106,21 @@ def test_a_second_label_does_not_cover_the_first():
     assert free[second[0] : second[0] + 7, second[1] : second[1] + 25].all()
 
 
-@pytest.mark.parametrize("shape", [(3, 9), (40, 2), (1, 1)])
-def test_a_region_smaller_than_its_label_has_none(shape):
-    region = np.zeros((50, 50), bool)
-    region[10 : 10 + shape[0], 10 : 10 + shape[1]] = True
-    assert place_in_region(region, np.ones_like(region), 7, 25) is None
-    assert place_in_region(region[:5], np.ones((5, 50), bool), 7, 25) is None
+def test_a_region_smaller_than_its_label_has_none():
+    for rows, columns in ((3, 9), (40, 2), (1, 1)):
+        region = np.zeros((50, 50), bool)
+        region[10 : 10 + rows, 10 : 10 + columns] = True
+        assert place_in_region(region, np.ones_like(region), 7, 25) is None
+        assert place_in_region(region[:5], np.ones((5, 50), bool), 7, 25) is None
     assert place_in_region(np.zeros((50, 50), bool), np.ones((50, 50), bool), 7, 25) is None
 
 
-@pytest.mark.parametrize("horizontal_step", [1.0, 0.25])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (11, 1), (13, 17)])
-def test_distance_is_the_minimum_over_all_pixels_outside(shape, horizontal_step):
+def test_distance_is_the_minimum_over_all_pixels_outside():
     """By definition: the minimum over all pixels outside, including those around the map."""
-    region = np.random.default_rng(3).random(shape) < 0.85
-    outside = np.argwhere(~np.pad(region, 1)) - 1
-    for row, column in np.ndindex(shape):
-        steps = np.abs(outside[:, 0] - row) + horizontal_step * np.abs(outside[:, 1] - column)
-        assert distance_to_edge(region, horizontal_step=horizontal_step)[row, column] == pytest.approx(steps.min())
+    for shape, step in itertools.product([(1, 1), (1, 7), (11, 1), (13, 17)], [1.0, 0.25]):
+        region = np.random.default_rng(3).random(shape) < 0.85
+        outside = np.argwhere(~np.pad(region, 1)) - 1
+        distance = distance_to_edge(region, horizontal_step=step)
+        for row, column in np.ndindex(shape):
+            steps = np.abs(outside[:, 0] - row) + step * np.abs(outside[:, 1] - column)
+            assert distance[row, column] == pytest.approx(steps.min()), (shape, step)

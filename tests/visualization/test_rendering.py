@@ -173,15 +173,19 @@ DRAWINGS: dict[str, Callable[[], Image.Image]] = {
 }
 
 
-@pytest.mark.parametrize("draw", CHARTS, ids=lambda draw: draw.__name__)
-def test_charts_equal_their_pinned_images(tmp_path, draw):
-    draw(tmp_path / "drawn.png")
-    assert_looks_like(tmp_path / "drawn.png", draw.__name__, tmp_path)
+def test_charts_equal_their_pinned_images(subtests, tmp_path_factory):
+    for draw in CHARTS:
+        with subtests.test(draw=str(draw)):
+            tmp_path = tmp_path_factory.mktemp("case")
+            draw(tmp_path / "drawn.png")
+            assert_looks_like(tmp_path / "drawn.png", draw.__name__, tmp_path)
 
 
-@pytest.mark.parametrize("name", DRAWINGS)
-def test_drawings_equal_their_pinned_images(tmp_path, name):
-    assert_looks_like(DRAWINGS[name](), name, tmp_path)
+def test_drawings_equal_their_pinned_images(subtests, tmp_path_factory):
+    for name in DRAWINGS:
+        with subtests.test(name=str(name)):
+            tmp_path = tmp_path_factory.mktemp("case")
+            assert_looks_like(DRAWINGS[name](), name, tmp_path)
 
 
 def test_every_pinned_image_is_small_and_has_a_drawing():
@@ -206,9 +210,11 @@ def assert_differs(image: Image.Image, name: str, folder: Path, reason: str) -> 
     assert (folder / f"{name}.differences.png").is_file()
 
 
-@pytest.mark.parametrize("without", ["loss", "top1", "lr"])
-def test_a_missing_curve_is_detected(tmp_path, without):
-    assert_differs(drawn(curves, tmp_path, without=without), "curves", tmp_path, r"\d+ pixels differ")
+def test_a_missing_curve_is_detected(subtests, tmp_path_factory):
+    for without in ["loss", "top1", "lr"]:
+        with subtests.test(without=str(without)):
+            tmp_path = tmp_path_factory.mktemp("case")
+            assert_differs(drawn(curves, tmp_path, without=without), "curves", tmp_path, r"\d+ pixels differ")
 
 
 @pytest.mark.parametrize("without", ["standard", "large kernel attention"])
@@ -269,9 +275,11 @@ def test_a_moved_label_is_detected_beyond_a_tolerance_of_pixels(tmp_path):
             compare(other, pinned, tmp_path)
 
 
-@pytest.mark.parametrize("name", [*DRAWINGS, "parameter_counts"])
-def test_noise_of_one_level_is_tolerated(tmp_path, name):
-    image = DRAWINGS[name]() if name in DRAWINGS else drawn(parameter_counts, tmp_path)
-    noise = np.random.default_rng(0).integers(-1, 2, np.asarray(image).shape)
-    noisy = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
-    compare(Image.fromarray(noisy), PINNED / f"{name}.png", tmp_path)
+def test_noise_of_one_level_is_tolerated(subtests, tmp_path_factory):
+    for name in [*DRAWINGS, "parameter_counts"]:
+        with subtests.test(name=str(name)):
+            tmp_path = tmp_path_factory.mktemp("case")
+            image = DRAWINGS[name]() if name in DRAWINGS else drawn(parameter_counts, tmp_path)
+            noise = np.random.default_rng(0).integers(-1, 2, np.asarray(image).shape)
+            noisy = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
+            compare(Image.fromarray(noisy), PINNED / f"{name}.png", tmp_path)

@@ -6,18 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import NullLocator
 from matplotlib.transforms import Bbox
 
 from van.bench.machine import Machine
 from van.bench.networks import NETWORKS
 from van.bench.rows import Row
-from van.visualization.charts import BLUE, GRAY, GREEN, ORANGE, save_figure
+from van.visualization.charts import (
+    BLUE,
+    GRAY,
+    GREEN,
+    ORANGE,
+    draw_placeholder,
+    save_figure,
+    set_log_ticks,
+    style_axes,
+)
 
 PURPLE, OCHRE, SKY = "#cc79a7", "#9a7d0a", "#56b4e9"
 _FAMILY_COLORS = {
@@ -73,12 +81,10 @@ def plot_accuracy_over_throughput(machine: Machine, rows: Sequence[Row], path: P
     for row, throughput, top1 in points:
         color = _FAMILY_COLORS[NETWORKS[row.case.network].family]
         axis.plot(throughput, top1, _MARKERS[row.case.backend], color=color, ms=8, mec="white", mew=0.6)
-    _style_axis(
-        axis, _describe_conditions(machine, rows), _THROUGHPUT_LABEL, "published ImageNet-1K top-1 accuracy (%)"
-    )
+    style_axes(axis, _describe_conditions(machine, rows), _THROUGHPUT_LABEL, "published ImageNet-1K top-1 accuracy (%)")
     if points:
         axis.set_xscale("log")
-        _set_log_ticks(axis.xaxis)
+        set_log_ticks(axis.xaxis)
         axis.margins(x=0.14, y=0.1)
         _add_marker_legend(axis, [row.case.backend for row, _, _ in points])
         fastest_points = {
@@ -86,7 +92,7 @@ def plot_accuracy_over_throughput(machine: Machine, rows: Sequence[Row], path: P
         }
         _label_points(figure, axis, fastest_points)
     else:
-        _show_no_data(axis)
+        draw_placeholder(axis, "no data")
     save_figure(figure, path)
 
 
@@ -109,19 +115,19 @@ def plot_sweep(machine: Machine, rows: Sequence[Row], path: Path, *, sweep: str)
             color=colors[name],
             label=f"{name}, {backend}",
         )
-    _style_axis(axis, _describe_conditions(machine, rows, sweep), x_label, _THROUGHPUT_LABEL)
+    style_axes(axis, _describe_conditions(machine, rows, sweep), x_label, _THROUGHPUT_LABEL)
     if any(row.images_per_s for row in rows):
         if sweep != "kernel":
             axis.set_xscale("log")
             axis.set_yscale("log")
-            _set_log_ticks(axis.yaxis)
+            set_log_ticks(axis.yaxis)
         steps = sorted({getattr(row.case, field) for row in rows})
         axis.set_xticks(steps, [str(step) for step in steps])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_ylim(bottom=0 if sweep == "kernel" else None)
         axis.legend(frameon=False)
     else:
-        _show_no_data(axis)
+        draw_placeholder(axis, "no data")
     save_figure(figure, path)
 
 
@@ -194,23 +200,3 @@ def _describe_conditions(machine: Machine, rows: Sequence[Row], sweep: str = "")
     conditions += [f"{case.image_size} x {case.image_size} px"] if case and sweep != "resolution" else []
     threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
     return ", ".join([*conditions, "float32", machine.name, threads])
-
-
-def _set_log_ticks(axis: Axis) -> None:
-    """Set ticks at 1, 2, 5, 10, ..., in plain decimal notation."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-
-
-def _show_no_data(axis: Axes) -> None:
-    axis.text(0.5, 0.5, "no data", transform=axis.transAxes, ha="center", color=GRAY)
-    axis.set(xticks=[], yticks=[])
-
-
-def _style_axis(axis: Axes, title: str, x_label: str, y_label: str) -> None:
-    axis.set_title(title, fontsize=11)
-    axis.set_xlabel(x_label)
-    axis.set_ylabel(y_label)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)

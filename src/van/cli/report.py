@@ -2,19 +2,15 @@
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+from van import api
 from van.cli.arguments import DISPLAY, INPUT, OUTPUT, RUNTIME, Command, parse
 from van.cli.verbs import VERBS
-from van.errors import UsageError
 from van.settings import Positional
-
-if TYPE_CHECKING:
-    from van.report.data import ReportData
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,60 +58,18 @@ COMMAND = Command(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Collect the data, write the page, and print the metrics and the path of the page."""
+    """Write the page, and print the metrics and the path of the page."""
     settings = parse(COMMAND, arguments)
-    out = _check(settings)
-    import van
-    from van.checkpoint import write_text
-    from van.report.data import ReportOptions, collect_report_data
-    from van.report.page import render
-
-    on_terminal = sys.stderr.isatty()
-    data = collect_report_data(
-        settings.run,
-        ReportOptions(
-            data=settings.data,
-            limit=settings.limit,
-            num_errors=settings.num_errors,
-            speed=settings.speed,
-            device=settings.device,
-            batch_size=settings.batch_size,
-            on_progress=_print_progress if on_terminal else lambda text: None,
-        ),
-    )
-    if on_terminal:
-        _print_progress("")
-    write_text(out, render(data, version=van.__version__))
-    _print_results(data, out, as_json=settings.json)
-    return 0
-
-
-def _check(settings: ReportSettings) -> Path:
-    """Validate the flags before torch is imported, and return the path of the page."""
-    for name, least in (("limit", 0), ("num_errors", 0), ("batch_size", 1)):
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')}: expected at least {least}, got {value}")
-    if settings.out is not None and settings.out.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--out: expected a name ending in .html, got {settings.out}")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        raise UsageError(f"van report: expected 1 process, got {processes}; run it without torchrun")
-    return settings.out or settings.run / "report.html"
-
-
-def _print_results(data: "ReportData", out: Path, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({**data.to_dict(), "page": str(out)}, indent=2))
-    elif data.validation is not None:
-        for name, value in data.validation.evaluation.metrics.items():
-            interval = data.validation.intervals.get(name)
+    options = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    page, data = api.report(options.pop("run"), **{k: v for k, v in options.items() if k != "json"})
+    if settings.json:
+        print(json.dumps({**data.to_dict(), "page": str(page)}, indent=2))
+    elif data.evaluation is not None:
+        for name, value in data.evaluation.metrics.items():
+            interval = data.intervals.get(name)
             print(f"{name:<16}{value:.4f}" + (f"  95 % {interval[0]:.4f} to {interval[1]:.4f}" if interval else ""))
-        print(f"{'samples':<16}{data.validation.evaluation.samples}")
+        print(f"{'samples':<16}{data.evaluation.samples}")
     for line in (*data.missing, *data.notes):
         print(line, file=sys.stderr)
-    print(f"page: {out}", file=sys.stderr if as_json else sys.stdout)
-
-
-def _print_progress(text: str) -> None:
-    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    print(f"page: {page}", file=sys.stderr if settings.json else sys.stdout)
+    return 0

@@ -50,9 +50,7 @@ class Classification:
                 raise ShapeError(f"score of class {label!r}: expected 0 to 1, got {score}; check the model's weights")
 
     def top(self, k: int = 5) -> list[ClassScore]:
-        """Return the ``k`` classes with the highest scores, best first; ties are in class order.
-
-        Returns all classes if there are fewer than ``k``.
+        """Return the ``k`` classes with the highest scores, best first, or all if there are fewer; ties in class order.
 
         Raises:
             ShapeError: ``k`` is less than 1.
@@ -84,8 +82,7 @@ class Classification:
             bar = (0, top, round((width - 1) * min(ranked.score, 1)), top + row_px - 3)
             draw.rectangle(bar, fill="#9ecae1" if row == 0 else "#deebf7")
             percent = f"{ranked.score:.1%}"
-            # The label is truncated rather than drawn over the percentage.
-            room_px = width - draw.textlength(percent, font=font) - 4 * edge_px
+            room_px = width - draw.textlength(percent, font=font) - 4 * edge_px  # not over the percentage
             label = truncate_text(ranked.label, room_px, font)
             draw.text((edge_px, middle), label, fill="black", font=font, anchor="lm")
             draw.text((width - edge_px, middle), percent, fill="black", font=font, anchor="rm")

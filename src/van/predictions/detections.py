@@ -6,7 +6,7 @@ Result files follow COCO: cocodataset.org, "Results format".
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,20 +14,8 @@ from PIL import Image, ImageDraw
 
 from van.errors import ShapeError
 from van.predictions.classification import MAX_SCORE
-from van.visualization.drawing import (
-    LabelBox,
-    Rectangle,
-    box_to_rectangle,
-    class_color,
-    draw_box,
-    draw_label_box,
-    draw_mask,
-    drawing_style,
-    make_label_box,
-    repeat_pixels,
-    upscale_small_image,
-)
-from van.visualization.label_layout import place_label_box
+from van.visualization import drawing
+from van.visualization.drawing import class_color
 
 _MAX_LABELS = 300
 """The usual limit of detections per image; the cost of placing labels grows with its square."""
@@ -165,49 +153,41 @@ class Detections:
         Raises:
             ShapeError: the image's size is not that of the prediction.
         """
-        pixels, scale = upscale_small_image(image, self.image_size)
-        height, width = pixels.shape[:2]
-        font_px, line_px = drawing_style(width, height)
+        pixels, scale = drawing.upscale_small_image(image, self.image_size)
+        font_px, line_px = drawing.drawing_style(pixels.shape[1], pixels.shape[0])
         # Painted in ascending order of score, so that the best detection is never hidden by a worse one.
         worst_first = self.detections[::-1]
         for detection in worst_first:
             if detection.mask is not None:
-                mask = repeat_pixels(detection.mask, scale)
-                draw_mask(pixels, mask, class_color(detection.index), max(1, line_px // 2))
+                mask = drawing.repeat_pixels(detection.mask, scale)
+                drawing.draw_mask(pixels, mask, class_color(detection.index), max(1, line_px // 2))
         sheet = Image.fromarray(pixels)
         draw = ImageDraw.Draw(sheet)
         rectangles = [
-            box_to_rectangle([coordinate * scale for coordinate in detection.box], sheet.size, line_px)
+            drawing.box_to_rectangle([coordinate * scale for coordinate in detection.box], sheet.size, line_px)
             for detection in self.detections
         ]
         for detection, rectangle in zip(worst_first, reversed(rectangles), strict=True):
-            draw_box(draw, rectangle, class_color(detection.index), line_px)
-        labels = self._place_labels(rectangles[:_MAX_LABELS], sheet.size, font_px, show_scores=show_scores)
-        for label, corner in reversed(labels):
-            draw_label_box(draw, label, corner, font_px)
-        return sheet
-
-    def _place_labels(
-        self, rectangles: Sequence[Rectangle], bounds: tuple[int, int], font_px: int, *, show_scores: bool
-    ) -> list[tuple[LabelBox, tuple[int, int]]]:
-        """Return labels and their upper left corners; the best detection is placed first."""
-        covered = np.array(rectangles).reshape(-1, 4)
-        placed: list[tuple[LabelBox, tuple[int, int]]] = []
+            drawing.draw_box(draw, rectangle, class_color(detection.index), line_px)
+        covered = np.array(rectangles[:_MAX_LABELS]).reshape(-1, 4)
+        labels: list[tuple[drawing.LabelBox, tuple[int, int]]] = []
         occupied = np.empty((0, 4), np.int64)
-        for detection, rectangle in zip(self.detections, rectangles, strict=False):
-            max_width_px = min(bounds[0], max(rectangle[2] - rectangle[0], 14 * font_px))
-            score = detection.score if show_scores else None
-            label = make_label_box(detection.label, score, class_color(detection.index), font_px, max_width_px)
-            corner = place_label_box(label.size, rectangle, bounds, occupied, covered)
+        for detection, rectangle in zip(self.detections, rectangles[:_MAX_LABELS], strict=False):  # the best first
+            max_width_px = min(sheet.width, max(rectangle[2] - rectangle[0], 14 * font_px))
+            score, color = detection.score if show_scores else None, class_color(detection.index)
+            label = drawing.make_label_box(detection.label, score, color, font_px, max_width_px)
+            corner = drawing.place_label_box(label.size, rectangle, sheet.size, occupied, covered)
             if corner is not None:
-                placed.append((label, corner))
-                row = np.array([[*corner, corner[0] + label.size[0], corner[1] + label.size[1]]])
-                occupied = np.concatenate([occupied, row])
-        return placed
+                labels.append((label, corner))
+                right, bottom = corner[0] + label.size[0], corner[1] + label.size[1]
+                occupied = np.concatenate([occupied, [[*corner, right, bottom]]])
+        for label, corner in reversed(labels):
+            drawing.draw_label_box(draw, label, corner, font_px)
+        return sheet
 
     def _validate(self, place: int, detection: Detection) -> Detection:
         """Return the detection with plain Python numbers, or raise ShapeError."""
-        where = f"detection {place}"
+        where, size = f"detection {place}", tuple(self.image_size)
         if not 0 <= detection.index < len(self.class_names):
             raise ShapeError(f"{where}: index: expected 0 to {len(self.class_names) - 1}, got {detection.index}")
         score = float(detection.score)
@@ -217,11 +197,9 @@ class Detections:
         if len(box) != 4 or not all(map(math.isfinite, box)) or box[0] > box[2] or box[1] > box[3]:
             raise ShapeError(f"{where}: box: expected finite x1, y1, x2, y2, x1 <= x2 and y1 <= y2, got {box}")
         mask = detection.mask
-        if mask is not None and (mask.shape != tuple(self.image_size) or mask.dtype != np.bool_):
-            raise ShapeError(
-                f"{where}: mask: expected bool {tuple(self.image_size)}, the image's height and width, "
-                f"got {mask.dtype} {mask.shape}"
-            )
+        if mask is not None and (mask.shape != size or mask.dtype != np.bool_):
+            expected = f"expected bool {size}, the image's height and width"
+            raise ShapeError(f"{where}: mask: {expected}, got {mask.dtype} {mask.shape}")
         return Detection(detection.label, int(detection.index), min(score, 1.0), box, mask)
 
 

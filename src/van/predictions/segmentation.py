@@ -12,21 +12,8 @@ from PIL import Image, ImageDraw
 
 from van.errors import ShapeError
 from van.predictions.classification import MAX_SCORE
-from van.visualization.drawing import (
-    BLACK,
-    WHITE,
-    Color,
-    LabelBox,
-    add_legend,
-    blend,
-    class_color,
-    draw_label_box,
-    drawing_style,
-    make_label_box,
-    repeat_pixels,
-    upscale_small_image,
-)
-from van.visualization.label_layout import place_in_region
+from van.visualization import drawing
+from van.visualization.drawing import BLACK, WHITE, Color, class_color
 
 UNLABELED = -1
 """The id of pixels without a segment."""
@@ -76,7 +63,9 @@ class Segmentation:
         ids = self.segment_ids
         if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
             raise ShapeError(f"segment_ids: expected integers of shape (height, width), got {ids.dtype} {ids.shape}")
-        known = [self._validate(segment).id for segment in self.segments]
+        for segment in self.segments:
+            self._validate(segment)
+        known = [segment.id for segment in self.segments]
         if len(set(known)) != len(known):
             raise ShapeError(f"segments: expected distinct ids, got {sorted(known)}")
         unknown = set(np.unique(ids).tolist()) - {UNLABELED, *known}
@@ -105,18 +94,12 @@ class Segmentation:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-serializable values: segments with their area in pixels and fraction of the image."""
         height, width = self.segment_ids.shape
-        areas = self._areas()
-        segments = [
-            {
-                "id": int(segment.id),
-                "label": segment.label,
-                "index": int(segment.index),
-                "score": None if segment.score is None else min(float(segment.score), 1.0),
-                "area": areas.get(segment.id, 0),
-                "fraction": areas.get(segment.id, 0) / self.segment_ids.size,
-            }
-            for segment in self.segments
-        ]
+        areas, segments = self._areas(), []
+        for segment in self.segments:
+            score = None if segment.score is None else min(float(segment.score), 1.0)
+            record = {"id": int(segment.id), "label": segment.label, "index": int(segment.index), "score": score}
+            area = areas.get(segment.id, 0)
+            segments.append({**record, "area": area, "fraction": area / self.segment_ids.size})
         return {"image": self.name, "width": width, "height": height, "segments": segments}
 
     def to_image(self) -> Image.Image:
@@ -152,35 +135,37 @@ class Segmentation:
         Raises:
             ShapeError: the image's size is not that of the prediction.
         """
-        pixels, scale = upscale_small_image(image, self.segment_ids.shape)
-        ids = repeat_pixels(self.segment_ids, scale)
-        height, width = ids.shape
-        style = drawing_style(width, height)
-        colors = _color_per_pixel(ids, self.segments)
+        pixels, scale = drawing.upscale_small_image(image, self.segment_ids.shape)
+        ids = drawing.repeat_pixels(self.segment_ids, scale)
+        font_px, line_px = drawing.drawing_style(ids.shape[1], ids.shape[0])
+        table = sorted([(UNLABELED, WHITE), *((segment.id, class_color(segment.index)) for segment in self.segments)])
+        places = np.searchsorted([segment_id for segment_id, _ in table], ids)
+        colors = np.array([color for _, color in table], np.uint8)[places]  # (H, W, 3), of each pixel's class
         labeled = ids != UNLABELED
-        pixels[labeled] = blend(pixels[labeled], colors[labeled])
-        edges = _find_edges(ids, max(1, style.line_px // 2)) & labeled
+        pixels[labeled] = drawing.blend(pixels[labeled], colors[labeled])
+        edges = np.zeros(ids.shape, bool)  # pixels near another segment
+        for step in range(1, max(1, line_px // 2) + 1):
+            for after, before in ((np.s_[step:], np.s_[:-step]), (np.s_[:, step:], np.s_[:, :-step])):
+                differs = ids[after] != ids[before]
+                edges[after] |= differs
+                edges[before] |= differs
+        edges &= labeled
         pixels[edges] = colors[edges]
         sheet = Image.fromarray(pixels)
-        draw = ImageDraw.Draw(sheet)
-        for label, corner in self._place_labels(ids, style.font_px):
-            draw_label_box(draw, label, corner, style.font_px)
-        return add_legend(sheet, self._legend_entries(), style.font_px)
+        self._draw_labels(sheet, ids, font_px)
+        return drawing.add_legend(sheet, self._legend_entries(), font_px)
 
-    def _validate(self, segment: Segment) -> Segment:
+    def _validate(self, segment: Segment) -> None:
         minimum, maximum = (1, 256**3 - 1) if self.panoptic else (0, len(self.class_names) - 1)
+        label, where = f"segment {segment.label!r}: id: expected", f"segment {segment.id}"
         if not minimum <= segment.id <= maximum:
-            raise ShapeError(f"segment {segment.label!r}: id: expected {minimum} to {maximum}, got {segment.id}")
-        where = f"segment {segment.id}"
+            raise ShapeError(f"{label} {minimum} to {maximum}, got {segment.id}")
         if not 0 <= segment.index < len(self.class_names):
             raise ShapeError(f"{where}: index: expected 0 to {len(self.class_names) - 1}, got {segment.index}")
         if not self.panoptic and segment.id != segment.index:
-            raise ShapeError(
-                f"segment {segment.label!r}: id: expected its class index {segment.index}, got {segment.id}"
-            )
+            raise ShapeError(f"{label} its class index {segment.index}, got {segment.id}")
         if segment.score is not None and not 0 <= segment.score <= MAX_SCORE:
             raise ShapeError(f"{where}: score: expected 0 to 1, or None, got {segment.score}")
-        return segment
 
     def _areas(self) -> dict[int, int]:
         """Return the number of pixels of each id."""
@@ -193,61 +178,44 @@ class Segmentation:
         The text has the class's fraction of the image (semantic) or its number of segments (panoptic).
         """
         areas = self._areas()
-        areas_by_class: dict[int, list[int]] = {}
+        by_class: dict[int, list[int]] = {}
         for segment in self.segments:
             if areas.get(segment.id):
-                areas_by_class.setdefault(segment.index, []).append(areas[segment.id])
-        order = sorted(areas_by_class, key=lambda index: -sum(areas_by_class[index]))
+                by_class.setdefault(segment.index, []).append(areas[segment.id])
+        order = sorted(by_class, key=lambda index: -sum(by_class[index]))
         entries = []
         for index in order[:_MAX_LEGEND_ENTRIES]:
-            fraction = _percent(sum(areas_by_class[index]) / self.segment_ids.size)
-            count = f" ×{len(areas_by_class[index])}" if len(areas_by_class[index]) > 1 else ""
-            text = self.class_names[index] + (count if self.panoptic else f" {fraction}")
-            entries.append((class_color(index), text))
+            count = f" ×{len(by_class[index])}" if len(by_class[index]) > 1 else ""
+            extra = count if self.panoptic else f" {_percent(sum(by_class[index]) / self.segment_ids.size)}"
+            entries.append((class_color(index), self.class_names[index] + extra))
         if len(order) > _MAX_LEGEND_ENTRIES:
             entries.append((WHITE, f"and {len(order) - _MAX_LEGEND_ENTRIES} more"))
         if areas.get(UNLABELED):
             entries.append((WHITE, f"unlabeled {_percent(areas[UNLABELED] / self.segment_ids.size)}"))
         return entries
 
-    def _place_labels(self, ids: np.ndarray, font_px: int) -> list[tuple[LabelBox, tuple[int, int]]]:
-        """Return labels that fit into their segments and their upper left corners; the largest segment is first."""
-        height, width = ids.shape
+    def _draw_labels(self, sheet: Image.Image, ids: np.ndarray, font_px: int) -> None:
+        """Draw a label into each segment that has room for one; the largest segment is first."""
         step = -(-max(ids.shape) // _COARSE_PX)
         coarse = ids[step // 2 :: step, step // 2 :: step]
         free = np.ones(coarse.shape, bool)
         areas = self._areas()
-        placed = []
+        draw = ImageDraw.Draw(sheet)
         for segment in sorted(self.segments, key=lambda segment: -areas.get(segment.id, 0)):
-            label = make_label_box(segment.label, segment.score, class_color(segment.index), font_px, 14 * font_px)
-            if areas.get(segment.id, 0) == 0 or label.size[0] > width or label.size[1] > height:
+            color = class_color(segment.index)
+            label = drawing.make_label_box(segment.label, segment.score, color, font_px, 14 * font_px)
+            if areas.get(segment.id, 0) == 0 or label.size[0] > sheet.width or label.size[1] > sheet.height:
                 continue
             rows, columns = (-(-side // step) for side in (label.size[1], label.size[0]))
-            cell = place_in_region(coarse == segment.id, free, rows, columns)
+            cell = drawing.place_in_region(coarse == segment.id, free, rows, columns)
             if cell is not None:
                 row, column = cell
                 free[row : row + rows, column : column + columns] = False
-                left, top = min(column * step, width - label.size[0]), min(row * step, height - label.size[1])
-                placed.append((label, (left, top)))
-        return placed
-
-
-def _color_per_pixel(ids: np.ndarray, segments: tuple[Segment, ...]) -> np.ndarray:
-    """Return the color of each pixel's class (H, W, 3) uint8; white where there is no segment."""
-    table = sorted([(UNLABELED, WHITE), *((segment.id, class_color(segment.index)) for segment in segments)])
-    sorted_ids = np.array([segment_id for segment_id, _ in table])
-    return np.array([color for _, color in table], np.uint8)[np.searchsorted(sorted_ids, ids)]
-
-
-def _find_edges(ids: np.ndarray, width_px: int) -> np.ndarray:
-    """Return which pixels (H, W) bool are within ``width_px`` of another segment."""
-    edges = np.zeros(ids.shape, bool)
-    for step in range(1, width_px + 1):
-        for after, before in ((np.s_[step:], np.s_[:-step]), (np.s_[:, step:], np.s_[:, :-step])):
-            differs = ids[after] != ids[before]
-            edges[after] |= differs
-            edges[before] |= differs
-    return edges
+                corner = (
+                    min(column * step, sheet.width - label.size[0]),
+                    min(row * step, sheet.height - label.size[1]),
+                )
+                drawing.draw_label_box(draw, label, corner, font_px)
 
 
 def _percent(fraction: float) -> str:

@@ -4,18 +4,20 @@ import base64
 import dataclasses
 import io
 from collections.abc import Sequence
-from pathlib import PurePath
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 
+from van.datasets.dense_dataset import DenseDataset
+from van.datasets.image_dataset import ImageDataset
 from van.errors import MissingExtra, VanError
 from van.explain.explainer import Explainer
+from van.images import read_image, to_rgb
 from van.model import Model
-from van.predictions import Classification, Detections
-from van.report.error_ranking import ErrorCase
-from van.report.validation_data import ValidationDataset, read_image_by_name
+from van.predictions import Detections
+from van.report.errors import ErrorCase
 from van.visualization.drawing import upscale_small_image
 
 _MAX_SIZE_PX = 560
@@ -23,8 +25,7 @@ _MAX_SIZE_PX = 560
 _METHOD_TITLES = {"grad-cam": "Grad-CAM", "layer-cam": "Layer-CAM"}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class View:
+class View(NamedTuple):
     """One image of an error.
 
     Args:
@@ -47,50 +48,38 @@ class View:
         return "data:image/webp;base64," + base64.b64encode(self.webp).decode("ascii")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class IllustratedError:
-    """An error with its views; ``problem`` is the reason if views are missing."""
-
-    error: ErrorCase
-    views: tuple[View, ...]
-    problem: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, without the views."""
-        error = self.error
-        plain: dict[str, Any] = {"image": error.name, "is_error": error.is_error, "summary": error.summary}
-        plain["details"] = list(error.details)
-        if isinstance(error.target, int):
-            plain["target"] = error.prediction.class_names[error.target]
-        prediction = error.prediction
-        return plain | {
-            "prediction": prediction.to_dict(3) if isinstance(prediction, Classification) else prediction.to_dict()
-        }
-
-
 def illustrate(
-    errors: Sequence[ErrorCase], samples: ValidationDataset, loaded: Model, *, device: torch.device
-) -> tuple[tuple[IllustratedError, ...], str]:
-    """Return every error with its views, and why there are no class activation maps if their package is missing."""
-    explainer, missing = Explainer(loaded, device=device), ""
+    errors: Sequence[ErrorCase], samples: ImageDataset | DenseDataset, model: Model, *, device: torch.device
+) -> tuple[tuple[ErrorCase, ...], str]:
+    """Return every error with its views, and why there are no class activation maps if their package is missing.
+
+    The shown images are read again: to keep every candidate in full size would take too much memory.
+    """
+    if isinstance(samples, DenseDataset):
+        sources: dict[str, Any] = {record.name: record.path for record in samples.dataset.images}
+    else:
+        sources = {item.name: item.source for item in samples.items}
+    explainer, missing = Explainer(model, device=device), ""
     illustrated = []
     for error in errors:
         views: list[View] = []
         problem = ""
         try:
-            image = read_image_by_name(samples, error.name)
+            source = sources[error.name]
+            image = read_image(source) if isinstance(source, Path) else to_rgb(source)
             views += _prediction_views(error, image)
-            if not missing:
+            if error.cam_classes and not missing:
                 views += _cam_views(error, image, explainer)
         except MissingExtra as exception:
             missing = str(exception)
         except (VanError, RuntimeError) as exception:  # such as an image that was deleted after the evaluation
             problem = str(exception).splitlines()[0]
-        illustrated.append(IllustratedError(error=error, views=tuple(views), problem=problem))
+        illustrated.append(dataclasses.replace(error, views=tuple(views), problem=problem))
     return tuple(illustrated), missing
 
 
 def _prediction_views(error: ErrorCase, image: Image.Image) -> list[View]:
+    """Return the image; for dense tasks, the image under its ground truth and under the prediction."""
     file = PurePath(error.name).name
     if isinstance(error.target, int):
         pixels, _ = upscale_small_image(image, (image.height, image.width))
@@ -108,45 +97,31 @@ def _prediction_views(error: ErrorCase, image: Image.Image) -> list[View]:
 
 def _cam_views(error: ErrorCase, image: Image.Image, explainer: Explainer) -> list[View]:
     """Return a class activation map for each class in ``cam_classes``."""
-    if not error.cam_classes:
-        return []
-    file = PurePath(error.name).name
     explanation = explainer(image, classes=list(dict.fromkeys(error.cam_classes)), box=error.box)
     views = []
     for heatmap in explanation.maps:
         method = _METHOD_TITLES.get(heatmap.method, heatmap.method)
-        row, column = heatmap.peak()
-        vertical = _third(row, heatmap.image_size[0], ("top", "middle", "bottom"))
-        horizontal = _third(column, heatmap.image_size[1], ("left", "middle", "right"))
+        role = ""
+        if isinstance(error.target, int):
+            other = " (true class)" if heatmap.index == error.target else " (second)"
+            role = " (predicted)" if heatmap.index == error.cam_classes[0] else other
+        (row, column), (rows, columns) = heatmap.peak(), heatmap.image_size
+        vertical = ("top", "middle", "bottom")[min(2, 3 * row // rows)]
+        horizontal = ("left", "middle", "right")[min(2, 3 * column // columns)]
         position = vertical if vertical == horizontal else f"{vertical} {horizontal}"
         peak = "constant" if heatmap.is_constant else f"maximum at the {position}"
-        drawn = heatmap.draw(image, legend=False)  # its text would be too small on a phone; the page has a legend
         view = _make_view(
-            drawn,
-            f"{method}, {heatmap.label}{_class_role(error, heatmap.index)}: {file}",
+            heatmap.draw(image, legend=False),  # its text would be too small on a phone; the page has a legend
+            f"{method}, {heatmap.label}{role}: {PurePath(error.name).name}",
             f"{method} of {heatmap.label} on {error.name}: {peak}",
         )
-        views.append(dataclasses.replace(view, method=method, layer=heatmap.layer))
+        views.append(view._replace(method=method, layer=heatmap.layer))
     return views
-
-
-def _class_role(error: ErrorCase, index: int) -> str:
-    """Return the role of an explained class in a classification, as an addition to its name."""
-    if not isinstance(error.target, int):
-        return ""
-    if index == error.cam_classes[0]:
-        return " (predicted)"
-    return " (true class)" if index == error.target else " (second)"
-
-
-def _third(position: int, length: int, names: tuple[str, str, str]) -> str:
-    return names[min(2, 3 * position // length)]
 
 
 def _make_view(image: Image.Image, caption: str, alt: str) -> View:
     image = image.convert("RGB")
-    if max(image.size) > _MAX_SIZE_PX:
-        image.thumbnail((_MAX_SIZE_PX, _MAX_SIZE_PX), Image.Resampling.LANCZOS)
+    image.thumbnail((_MAX_SIZE_PX, _MAX_SIZE_PX), Image.Resampling.LANCZOS)  # never enlarges
     file = io.BytesIO()
     image.save(file, format="webp", quality=82, method=4)
     return View(webp=file.getvalue(), size=image.size, caption=caption, alt=alt)

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from van.errors import DataError
-from van.tasks.base import Task
+from van.tasks.base import Metric, Task
 from van.training.loader import EvalBatchSampler, make_loader
 from van.training.run import Dataset
 
@@ -41,12 +41,14 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 0,
     on_batch: Callable[[int, int], object] | None = None,
+    metric: Metric | None = None,
 ) -> Evaluation:
     """Evaluate ``model`` on ``samples``; every sample counts once, for any number of processes.
 
     Args:
         batch_size: samples per batch in each process.
         on_batch: called with the number of finished batches and the total number of batches.
+        metric: the metric to accumulate; that of the task if None.
 
     Raises:
         DataError: the dataset is empty, or none of its images can be read.
@@ -56,7 +58,7 @@ def evaluate(
     sampler = EvalBatchSampler(
         len(samples), batch_size=batch_size, rank=accelerator.process_index, world_size=accelerator.num_processes
     )
-    metric = task.metric().to(accelerator.device)
+    metric = (metric or task.metric()).to(accelerator.device)
     unreadable: list[tuple[str, str]] = []
     num_samples = 0
     model.eval()

@@ -1,4 +1,4 @@
-"""Colors, fonts, masks, boxes and labels drawn over an image.
+"""Annotated images: colors, fonts, masks, boxes and labels, and places for labels that hide nothing else.
 
 Shapes: pixels (H, W, 3) uint8 and masks (H, W) bool, rows from the top; rectangles are left, top, right, bottom in
 pixels, right and bottom exclusive. Sources: the base colors are eight of Okabe and Ito's (2008) and Paul Tol's
@@ -29,6 +29,8 @@ _MIN_LONG_SIDE_PX = 480
 _MIN_LEGEND_PX = 240
 _TINT = 115
 """Weight of the class's color in a blended pixel, of 256."""
+_MAX_HIDDEN, _MIN_INSIDE = 0.5, 0.6
+"""Fractions of a label that may lie on other labels, and that must lie on its region."""
 
 
 class Style(NamedTuple):
@@ -53,7 +55,11 @@ def class_color(index: int) -> Color:
     first with black, dark ones first with white.
     """
     base = _BASE[index % len(_BASE)]
-    level = _van_der_corput(index // len(_BASE)) * (1 if text_color(base) == BLACK else -1)
+    level, step, turn = -1.0, 1.0, index // len(_BASE) + 1
+    while turn:  # van der Corput's sequence, scaled to -1..1: 0, then values far from all before
+        level += step * (turn & 1)
+        turn, step = turn >> 1, step / 2
+    level *= 1 if text_color(base) == BLACK else -1
     toward, weight = (255, 0.65 * level) if level > 0 else (0, -0.6 * level)
     red, green, blue = (round(value + (toward - value) * weight) for value in base)
     return red, green, blue
@@ -66,8 +72,11 @@ def text_color(background: Color) -> Color:
 
 def contrast_ratio(one: Color, other: Color) -> float:
     """Return the WCAG 2.1 contrast ratio of two colors: 1 (the same) to 21 (black and white)."""
-    dark, bright = sorted((_luminance(one), _luminance(other)))
-    return (bright + 0.05) / (dark + 0.05)
+    luminances = []
+    for color in (one, other):
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (value / 255 for value in color)]
+        luminances.append(sum(weight * v for weight, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True)))
+    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
 
 
 def strip_unprintable(text: str) -> str:
@@ -146,7 +155,12 @@ def draw_mask(pixels: np.ndarray, mask: np.ndarray, color: Color, line_px: int) 
     window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     inside, view = mask[window], pixels[window]
     view[inside] = blend(view[inside], color)
-    view[inside & ~_erode(inside, line_px)] = color
+    padded, inner = np.pad(inside, line_px), inside.copy()
+    height, width = inside.shape
+    for step in range(2 * line_px + 1):  # inner pixels are as far as a line from the edge, along rows and columns
+        inner &= padded[step : step + height, line_px : line_px + width]
+        inner &= padded[line_px : line_px + height, step : step + width]
+    view[inside & ~inner] = color
 
 
 def box_to_rectangle(box: Sequence[float], bounds: tuple[int, int], line_px: int) -> Rectangle:
@@ -154,16 +168,19 @@ def box_to_rectangle(box: Sequence[float], bounds: tuple[int, int], line_px: int
 
     It is within ``bounds`` (width, height) and is at least four lines wide and high, so that tiny boxes are visible.
     """
-    casing_px = _casing(line_px)
-    (left, right), (top, bottom) = (
-        _widen(box[axis] - casing_px, box[axis + 2] + casing_px, 4 * line_px, bounds[axis]) for axis in (0, 1)
-    )
-    return left, top, right, bottom
+    casing_px, sides = max(1, line_px // 4), []
+    for start, end, limit in ((box[0], box[2], bounds[0]), (box[1], box[3], bounds[1])):
+        first, last = round(start - casing_px), round(end + casing_px)
+        missing = max(0, 4 * line_px - (last - first))
+        first, last = first - missing // 2, last + missing - missing // 2
+        first = min(max(first, 0), max(0, limit - 4 * line_px))
+        sides.append((first, min(limit, max(last, first + 4 * line_px))))
+    return sides[0][0], sides[1][0], sides[0][1], sides[1][1]
 
 
 def draw_box(draw: ImageDraw.ImageDraw, rectangle: Rectangle, color: Color, line_px: int) -> None:
     """Draw a line along the edge of ``rectangle``, cased in black or white, so that it is visible on any image."""
-    casing_px = _casing(line_px)
+    casing_px = max(1, line_px // 4)
     left, top, right, bottom = rectangle
     draw.rectangle((left, top, right - 1, bottom - 1), None, text_color(color), line_px + 2 * casing_px)
     across, down = (casing_px if side > 2 * casing_px else 0 for side in (right - left, bottom - top))
@@ -175,27 +192,25 @@ def make_label_box(label: str, score: float | None, color: Color, font_px: int, 
     """Return the label with its score as a percentage, truncated to ``max_width_px``."""
     font = load_font(font_px)
     end = "" if score is None else f" {score:.0%}"
-    padding = 2 * _padding(font_px)
+    padding = 2 * max(3, font_px // 3)
     text = truncate_text(label, max_width_px - padding - font.getlength(end), font) + end
-    return LabelBox(text, color, (round(font.getlength(text)) + padding, _label_height(font_px)))
+    return LabelBox(text, color, (round(font.getlength(text)) + padding, round(1.45 * font_px)))
 
 
 def draw_label_box(draw: ImageDraw.ImageDraw, label: LabelBox, corner: tuple[int, int], font_px: int) -> None:
     """Draw ``label`` with its upper left corner at ``corner``; a border separates it from a mask of the same color."""
-    left, top = corner
-    width, height = label.size
+    (left, top), (width, height) = corner, label.size
     ink = text_color(label.color)
-    edge_px = _casing(font_px // 4)
-    draw.rectangle((left, top, left + width - 1, top + height - 1), label.color, ink, edge_px)
-    draw.text((left + _padding(font_px), top + height / 2), label.text, fill=ink, font=load_font(font_px), anchor="lm")
+    draw.rectangle((left, top, left + width - 1, top + height - 1), label.color, ink, max(1, font_px // 16))
+    start = (left + max(3, font_px // 3), top + height / 2)
+    draw.text(start, label.text, fill=ink, font=load_font(font_px), anchor="lm")
 
 
 def add_legend(image: Image.Image, entries: Sequence[tuple[Color, str]], font_px: int) -> Image.Image:
     """Return the image with a legend of colors and texts: beside it if it is tall, else below."""
     font, row_px, gap = load_font(font_px), round(1.6 * font_px), font_px // 2
-    longest = (
-        max((round(font.getlength(strip_unprintable(text))) for _, text in entries), default=0) + font_px + 3 * gap
-    )
+    widths = [round(font.getlength(strip_unprintable(text))) for _, text in entries]
+    longest = max(widths, default=0) + font_px + 3 * gap
     beside = image.height > 1.25 * image.width
     available_px = max(image.width, _MIN_LEGEND_PX)
     column_px = min(longest, available_px)
@@ -221,48 +236,80 @@ def add_legend(image: Image.Image, entries: Sequence[tuple[Color, str]], font_px
     return sheet
 
 
-def _van_der_corput(index: int) -> float:
-    """Return element ``index`` of van der Corput's sequence, scaled to -1..1: 0, then values far from all before."""
-    value, step = 0.0, 0.5
-    index += 1
-    while index:
-        value += step * (index & 1)
-        index, step = index >> 1, step / 2
-    return 2 * value - 1
+def place_label_box(
+    label: tuple[int, int], box: Rectangle, bounds: tuple[int, int], occupied: np.ndarray, boxes: np.ndarray
+) -> tuple[int, int] | None:
+    """Return the upper left corner of a label: beside or just within its box, clear of others if possible.
+
+    None if the image is too small or most of the label would cover others.
+
+    Args:
+        label, bounds: width and height of the label and of the image.
+        box: the box that the label belongs to.
+        occupied: (N, 4) rectangles of labels already placed.
+        boxes: (M, 4) rectangles that should not be covered.
+    """
+    width, height = label
+    if width > bounds[0] or height > bounds[1]:
+        return None
+    x1, y1, x2, y2 = box
+    rows = (y1 - height, y1, y2, y2 - height)
+    columns = (x1, x2 - width, (x1 + x2 - width) // 2)
+    corners = [(column, row) for column in columns for row in rows]
+    corners += [(x2, y1), (x1 - width, y1), (x2, y2 - height), (x1 - width, y2 - height), (x2, y2), (x2, y1 - height)]
+    corners = [(min(max(x, 0), bounds[0] - width), min(max(y, 0), bounds[1] - height)) for x, y in corners]
+    rectangles = np.array([(x, y, x + width, y + height) for x, y in corners])
+    shared = []  # intersection areas of the candidates with the labels, and with the boxes
+    for others in (occupied, boxes):
+        starts = np.maximum(rectangles[:, None, :2], others[None, :, :2])
+        ends = np.minimum(rectangles[:, None, 2:], others[None, :, 2:])
+        shared.append((ends - starts).clip(0).prod(2))
+    on_labels = shared[0].sum(1) / (width * height)
+    on_boxes = (shared[1] / (boxes[:, 2:] - boxes[:, :2]).prod(1).clip(1)).sum(1)
+    # Covering a label is worse than covering a box; the last term prefers earlier candidates among equal ones.
+    best = int(np.argmin(8 * on_labels + on_boxes + 0.02 * np.arange(len(corners))))
+    return corners[best] if on_labels[best] < _MAX_HIDDEN else None
 
 
-def _luminance(color: Color) -> float:
-    """Return the relative luminance of WCAG 2.1, 0 to 1."""
-    linear = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in (value / 255 for value in color))
-    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+def place_in_region(region: np.ndarray, free: np.ndarray, rows: int, columns: int) -> tuple[int, int] | None:
+    """Return the upper left row and column of a label in a region: far from its edge, near its center.
+
+    None if the region is too small for it.
+
+    Args:
+        region, free: (H, W) bool: the region that the label belongs to, and the pixels without another label.
+        rows, columns: size of the label.
+    """
+    if rows > region.shape[0] or columns > region.shape[1]:
+        return None
+    inside, blocked = (_window_sums(values, rows, columns) for values in (region, ~free))
+    top, left = rows // 2, columns // 2
+    distance = distance_to_edge(region, horizontal_step=rows / columns)
+    distance = distance[top : top + inside.shape[0], left : left + inside.shape[1]]
+    distance = np.where((blocked == 0) & (inside >= _MIN_INSIDE * rows * columns), distance, 0)
+    if not distance.any():
+        return None
+    down, right = np.nonzero(distance >= 0.9 * distance.max())
+    middle = [np.mean(places) for places in np.nonzero(region)]
+    best = np.argmin((down + top - middle[0]) ** 2 + (right + left - middle[1]) ** 2)
+    return int(down[best]), int(right[best])
 
 
-def _erode(mask: np.ndarray, by: int) -> np.ndarray:
-    """Erode a mask by ``by`` pixels along rows and columns."""
-    rows, columns = mask.shape
-    padded, kept = np.pad(mask, by), mask.copy()
-    for step in range(2 * by + 1):
-        kept &= padded[step : step + rows, by : by + columns]
-        kept &= padded[by : by + rows, step : step + columns]
-    return kept
+def distance_to_edge(region: np.ndarray, *, horizontal_step: float = 1.0) -> np.ndarray:
+    """Return the city-block distance of each pixel to the nearest pixel outside the region; 0 outside.
+
+    Pixels beyond the border are outside. A vertical step counts 1, a horizontal one ``horizontal_step``.
+    """
+    distance = np.pad(np.where(region, np.inf, 0.0), 1)
+    for lines, step in ((distance, 1.0), (distance.T, horizontal_step)):  # nearest within a column, then over columns
+        for line in range(1, len(lines)):
+            np.minimum(lines[line], lines[line - 1] + step, out=lines[line])
+        for line in range(len(lines) - 2, -1, -1):
+            np.minimum(lines[line], lines[line + 1] + step, out=lines[line])
+    return distance[1:-1, 1:-1]
 
 
-def _widen(start: float, end: float, min_length: int, limit: int) -> tuple[int, int]:
-    """Return first and last coordinate of a side, at least ``min_length`` pixels long and within ``limit``."""
-    first, last = round(start), round(end)
-    missing = max(0, min_length - (last - first))
-    first, last = first - missing // 2, last + missing - missing // 2
-    first = min(max(first, 0), max(0, limit - min_length))
-    return first, min(limit, max(last, first + min_length))
-
-
-def _casing(line_px: int) -> int:
-    return max(1, line_px // 4)
-
-
-def _padding(font_px: int) -> int:
-    return max(3, font_px // 3)
-
-
-def _label_height(font_px: int) -> int:
-    return round(1.45 * font_px)
+def _window_sums(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Return the sum of ``values`` over each rectangle of that size, by its upper left corner (integral image)."""
+    total = np.pad(values.astype(np.int64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    return total[rows:, columns:] - total[:-rows, columns:] - total[rows:, :-columns] + total[:-rows, :-columns]

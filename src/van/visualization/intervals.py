@@ -1,14 +1,7 @@
-"""Confidence intervals for metrics of few samples.
-
-Sources: the score interval, Wilson 1927, doi:10.1080/01621459.1927.10502953; the percentile bootstrap, Efron and
-Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
-"""
+"""The confidence interval of a proportion: the score interval, Wilson 1927, doi:10.1080/01621459.1927.10502953."""
 
 import math
-from collections.abc import Sequence
 from statistics import NormalDist
-
-import numpy as np
 
 from van.errors import UsageError
 
@@ -29,7 +22,8 @@ def wilson_interval(successes: float, total: int, confidence: float = 0.95) -> t
     Raises:
         UsageError: an argument is out of range.
     """
-    _check_confidence(confidence)
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence: expected a number between 0 and 1, got {confidence}")
     if total < 1:
         raise UsageError(f"total: expected at least 1, got {total}")
     if not 0 <= successes <= total:
@@ -43,30 +37,3 @@ def wilson_interval(successes: float, total: int, confidence: float = 0.95) -> t
     low = 0.0 if successes == 0 else max(0.0, center - half)
     high = 1.0 if successes == total else min(1.0, center + half)
     return low, high
-
-
-def bootstrap_interval(
-    values: Sequence[float], confidence: float = 0.95, *, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean of ``values``, such as the IoU of each image.
-
-    The same for the same seed.
-
-    Raises:
-        UsageError: there are no values, a value is not finite, or an argument is out of range.
-    """
-    _check_confidence(confidence)
-    data = np.asarray(values, float)
-    if data.ndim != 1 or not len(data) or not np.isfinite(data).all():
-        raise UsageError(f"values: expected at least 1 finite number, got {list(values)[:8]}")
-    if resamples < 1:
-        raise UsageError(f"resamples: expected at least 1, got {resamples}")
-    random = np.random.default_rng(seed)
-    means = data[random.integers(0, len(data), (resamples, len(data)))].mean(axis=1)
-    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return float(low), float(high)
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence: expected a number between 0 and 1, got {confidence}")

@@ -16,10 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from van.errors import ShapeError
-from van.visualization.charts import BLUE, GRAY, GREEN, ORANGE, save_figure
+from van.visualization.charts import BLUE, GRAY, GREEN, ORANGE, save_figure, set_log_ticks, style_axes
 from van.visualization.drawing import strip_unprintable
 from van.visualization.receptive_fields import ReceptiveField, Span
 
@@ -104,15 +103,9 @@ def draw_receptive_field_sizes(fields: Sequence[ReceptiveField], path: Path, *, 
         xycoords=axis.get_yaxis_transform(),
     )  # fmt: skip
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    set_log_ticks(axis.yaxis)
     axis.set_xticks(range(len(layers)), [_shorten(layer) for layer in layers], parse_math=False)
-    axis.set_xlabel("layer")
-    axis.set_ylabel("side of the receptive field (pixels)")
-    axis.set_title(strip_unprintable(title), fontsize=11, parse_math=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)
+    style_axes(axis, strip_unprintable(title), "layer", "side of the receptive field (pixels)")
     _add_line_legend(axis)
     save_figure(figure, path)
 

@@ -1,9 +1,9 @@
-"""Titles and descriptions of tasks, metrics and settings on the page, and the formatting of their values."""
+"""Titles and descriptions of tasks and metrics on the page, and the formatting of their values."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from van.visualization.svg_charts import THIN_SPACE, format_percent
+from van.report.errors import THIN_SPACE, format_percent
 
 
 class MetricName(NamedTuple):
@@ -44,7 +44,6 @@ METRICS = {
     "pq_stuff": MetricName("Panoptic quality of stuff", "mean over stuff classes (uncountable regions)"),
 }
 """Metrics by the names in ``van eval``; ``metric_name`` adds COCO's other metrics."""
-
 _COCO_METRICS = {
     "ap50": ("AP50", "average precision at IoU 0.50"),
     "ap75": ("AP75", "average precision at IoU 0.75"),
@@ -58,12 +57,6 @@ _COCO_METRICS = {
     "ar_medium": ("AR, medium objects", "recall of objects of at most 96 x 96 pixels"),
     "ar_large": ("AR, large objects", "recall of objects of more than 96 x 96 pixels"),
 }
-
-MAIN_SETTINGS = (
-    "recipe", "data", "init_from", "epochs", "batch_size", "lr", "weight_decay", "precision", "training_images",
-    "validation_images", "seed",
-)  # fmt: skip
-"""The settings that the page shows first; the others are folded away."""
 
 
 def metric_name(name: str) -> MetricName:
@@ -86,10 +79,7 @@ def format_metric(name: str, value: float | None) -> str:
 
 def format_interval(interval: tuple[float, float] | None) -> str:
     """Format the bounds of an interval of a fraction in percent; empty for None."""
-    if interval is None:
-        return ""
-    low, high = interval
-    return f"{100 * low:.1f}–{100 * high:.1f}{THIN_SPACE}%"
+    return "" if interval is None else f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}{THIN_SPACE}%"
 
 
 def pluralize(count: int, noun: str, suffix: str = "") -> str:
@@ -105,16 +95,28 @@ def format_count(count: float) -> str:
     return f"{count:.3g}"
 
 
+def format_decimal(value: float) -> str:
+    """Format a duration or a rate: with a decimal below 100."""
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def format_compact(count: int) -> str:
+    """Format a count with at most four characters; empty for 0."""
+    if count < 1000:
+        return f"{count}" if count else ""
+    units = ((1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T"))
+    unit, name = next((unit, name) for unit, name in units if count < 999.5 * unit)
+    return f"{count / unit:.1f}{name}" if count < 9.95 * unit else f"{count / unit:.0f}{name}"
+
+
 def format_setting(value: Any) -> str:
     """Format the value of a setting."""
-    if value is None or value == "":
-        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return ", ".join(map(format_setting, value)) or "none"
+        value = ", ".join(map(format_setting, value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {format_setting(inner)}" for key, inner in value.items()) or "none"
-    return str(value)
+        value = ", ".join(f"{key} {format_setting(inner)}" for key, inner in value.items())
+    return "none" if value is None or value == "" else str(value)

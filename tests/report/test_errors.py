@@ -1,4 +1,4 @@
-"""The worst predictions are collected while an evaluation runs, for any batch size, and its metrics do not change."""
+"""The worst predictions are collected while an evaluation runs, its metrics do not change; matches and intervals."""
 
 import math
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from van.report.error_collection import ErrorCollectingTask
-from van.report.error_ranking import make_error_ranking
+from van.report.errors import ErrorCollector, match, rate
+from van.report.intervals import panoptic_intervals, segmentation_intervals
 from van.tasks.base import Batch, ImageMeta
+from van.tasks.panoptic import PanopticTask
 from van.tasks.registry import make_task
 
 LABELS = ("ant", "bee", "cat")
@@ -26,7 +27,7 @@ def classify_batches(logits, targets, size, valid=None):
 
 
 def collect(task, batches, max_errors):
-    metric = ErrorCollectingTask(task, max_errors=max_errors).metric().to(torch.device("cpu"))
+    metric = ErrorCollector(task, max_errors=max_errors).to(torch.device("cpu"))
     for outputs, batch in batches:
         metric.update(outputs, batch)
     return metric.compute()
@@ -50,6 +51,13 @@ def test_errors_are_sorted_by_confidence_and_followed_by_correct_predictions_of_
     assert first.cam_classes == (int(predicted[wrong[0]]), int(targets[wrong[0]]))
 
 
+def test_accuracies_have_wilson_intervals():
+    """Published values for 81 of 263: 0.2553 to 0.3662 (Newcombe 1998, table I)."""
+    targets = (torch.arange(263) >= 81).long()
+    details = collect(make_task("classify", LABELS), classify_batches(torch.eye(3)[[0] * 263], targets, 100), 1)
+    assert details["intervals"]["top1"] == (pytest.approx(0.2553, abs=5e-5), pytest.approx(0.3662, abs=5e-5))
+
+
 def test_the_metrics_equal_those_of_the_task():
     logits, targets = torch.randn(20, 3, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 3
     task = make_task("classify", LABELS)
@@ -61,24 +69,17 @@ def test_the_metrics_equal_those_of_the_task():
     np.testing.assert_array_equal(collected["confusion"], expected["confusion"])
 
 
-def test_padding_and_nan_outputs_are_not_ranked():
+def test_padding_and_nan_outputs_are_not_ranked_and_no_errors_are_kept_if_max_errors_is_zero():
+    task = make_task("classify", LABELS)
     logits = torch.tensor([[9.0, 0, 0], [5.0, 0, 0], [math.nan, 0, 0]])
     targets = torch.tensor([1, 1, 1])
-    details = collect(
-        make_task("classify", LABELS), classify_batches(logits[:2], targets[:2], 2, valid=[False, True]), 5
-    )
+    details = collect(task, classify_batches(logits[:2], targets[:2], 2, valid=[False, True]), 5)
     assert [one.name for one in details["errors"]] == ["image-1"]
-    severities = make_error_ranking(make_task("classify", LABELS)).severities(
-        logits, next(classify_batches(logits, targets, 3))[1]
-    )
+    severities = [rate(task, *row, ImageMeta("a")).severity for row in zip(logits, targets, strict=True)]
     assert math.isnan(severities[2])
     assert severities[0] > severities[1] > 1
-
-
-def test_no_errors_are_kept_if_max_errors_is_zero():
-    details = collect(make_task("classify", LABELS), classify_batches(torch.eye(3), torch.tensor([1, 2, 0]), 3), 0)
-    assert details["errors"] == ()
-    assert details["num_errors"] == 3
+    details = collect(task, classify_batches(torch.eye(3), torch.tensor([1, 2, 0]), 3), 0)
+    assert (details["errors"], details["num_errors"]) == ((), 3)
 
 
 def dense_batch(outputs, targets, sizes):
@@ -155,9 +156,97 @@ def test_panoptic_images_are_ranked_by_their_quality():
     assert [segment.label for segment in worst.target.segments] == ["ant", "bee"]
 
 
-@pytest.mark.parametrize("task", ["classify", "segment", "detect"])
-def test_the_wrapped_task_has_the_attributes_of_the_task(task):
-    plain = make_task(task, LABELS)
-    wrapped = ErrorCollectingTask(plain, max_errors=3)
-    assert (wrapped.name, wrapped.monitor, wrapped.class_names) == (plain.name, plain.monitor, plain.class_names)
-    assert wrapped.options == plain.options
+def objects(boxes, labels, scores=None, crowds=None):
+    values = {"boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), "labels": torch.tensor(labels).long()}
+    if scores is not None:
+        values["scores"] = torch.tensor(scores)
+    if crowds is not None:
+        values["iscrowd"] = torch.tensor(crowds)
+    return values
+
+
+SQUARE, SHIFTED, FAR = [0, 0, 10, 10], [0, 2, 10, 12], [50, 50, 60, 60]
+
+
+def test_each_target_is_matches_to_the_detection_of_its_class_with_the_highest_score():
+    """10 x 8 of 10 x 12 pixels overlap: IoU 0.67. The second detection of the same target is a false positive."""
+    detections = objects([SHIFTED, SQUARE, FAR], [1, 1, 2], [0.9, 0.8, 0.7])
+    matches = match(detections, objects([SQUARE, FAR], [1, 2]))
+    assert matches == ([(0, 0), (2, 1)], [], [1], [])
+    assert matches.num_errors == 1
+
+
+def test_a_match_of_another_class_is_one_error_and_an_iou_below_one_half_is_none():
+    detections, target = objects([SQUARE], [1], [0.9]), objects([SQUARE, FAR], [2, 2])
+    assert match(detections, target) == ([], [(0, 0)], [], [1])
+    assert match(detections, target).num_errors == 2
+    # a shift by 4 of 10 columns leaves an IoU of 60 / 140, one by 3 of 70 / 130
+    assert match(objects([[4, 0, 14, 10]], [1], [0.9]), objects([SQUARE], [1])) == ([], [], [0], [0])
+    assert match(objects([[3, 0, 13, 10]], [1], [0.9]), objects([SQUARE], [1])) == ([(0, 0)], [], [], [])
+
+
+def test_crowds_are_never_missed_and_ignore_detections_of_their_class():
+    crowd = objects([[0, 0, 100, 100]], [1], crowds=[1])
+    assert match(objects([SQUARE], [1], [0.9]), crowd) == ([], [], [], [])
+    assert match(objects([SQUARE], [2], [0.9]), crowd) == ([], [], [0], [])  # negative control: another class
+
+
+def test_masks_are_matched_instead_of_boxes_if_both_sides_have_them():
+    upper, lower = torch.zeros(1, 10, 10, dtype=torch.bool), torch.zeros(1, 10, 10, dtype=torch.bool)
+    upper[:, :5], lower[:, 5:] = True, True
+    detections, target = objects([SQUARE], [1], [0.9]), objects([SQUARE], [1])
+    assert match(detections, target).num_errors == 0
+    assert match({**detections, "masks": upper}, {**target, "masks": lower}).num_errors == 2
+    assert match({**detections, "masks": upper}, {**target, "masks": upper}).num_errors == 0
+
+
+def test_images_without_detections_or_targets_are_matched():
+    empty = objects([], [], [])
+    assert match(empty, objects([SQUARE], [1])) == ([], [], [], [0])
+    assert match(objects([SQUARE], [1], [0.5]), objects([], [])) == ([], [], [0], [])
+    assert match(empty, objects([], [])) == ([], [], [], [])
+
+
+def test_equal_images_have_an_interval_of_width_zero():
+    counts = np.array([[30, 10], [40, 20], [35, 25]])
+    intervals = segmentation_intervals([counts] * 5)
+    assert intervals["mean_iou"] == pytest.approx((np.mean([30 / 45, 10 / 35]),) * 2)
+    assert intervals["mean_accuracy"] == pytest.approx((0.625, 0.625))
+    assert intervals["pixel_accuracy"] == pytest.approx((40 / 60,) * 2)
+
+
+def test_a_single_image_has_no_interval_and_a_class_without_pixels_is_in_no_mean():
+    assert segmentation_intervals([np.ones((3, 2))]) == {}
+    counts = np.array([[5, 0], [10, 0], [10, 0]])
+    assert segmentation_intervals([counts] * 3)["mean_iou"] == pytest.approx((5 / 15,) * 2)
+
+
+def test_the_interval_of_a_proportion_agrees_with_the_normal_approximation():
+    """One pixel per image, half of them correct: the standard error is 0.5 / sqrt(n)."""
+    counts = [np.array([[n % 2], [1], [n % 2]]) for n in range(400)]
+    low, high = segmentation_intervals(counts)["pixel_accuracy"]
+    assert low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
+    assert high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
+
+
+def test_panoptic_intervals_contain_the_metrics_of_the_same_counts():
+    task = PanopticTask(("cat", "dog", "sky"), things=(True, True, False))
+    random = np.random.default_rng(0)
+    whole, counts = task.metric(), []
+    for number in range(12):
+        masks = torch.from_numpy(random.integers(0, 3, (6, 8))) == torch.arange(3)[:, None, None]
+        shown = masks ^ torch.from_numpy(random.random((3, 6, 8)) < 0.1)
+        output = {"class_logits": torch.eye(3, 4) * 18 - 9, "mask_logits": 18.0 * shown.float() - 9}
+        target = {"labels": torch.arange(3), "masks": masks}
+        meta = (ImageMeta(f"{number}", (6, 8), (6, 8)),)
+        batch = Batch(images=[], targets=[target], image_metas=meta, valid=torch.tensor([True]))
+        metric = task.metric()
+        for one in (metric, whole):
+            one.update([output], batch)
+        counts.append(metric.class_counts())
+    np.testing.assert_allclose(np.sum(counts, axis=0), whole.class_counts())
+    metrics, intervals = whole.compute()["metrics"], panoptic_intervals(counts, task.things)
+    assert set(intervals) == set(metrics)
+    for name, (low, high) in intervals.items():
+        assert low <= metrics[name] <= high
+        assert 0 < high - low < 0.5
