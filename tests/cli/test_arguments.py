@@ -1,7 +1,5 @@
 """Wrong usage of every verb: one line with the option, the expected and the given value, status 2, nothing written."""
 
-import pytest
-
 from van.cli.verbs import VERBS
 
 WRONG = {
@@ -148,18 +146,19 @@ WRONG = {
 """Command line to its status and the facts that its message has."""
 
 
-@pytest.mark.parametrize("line", WRONG)
-def test_wrong_usage_is_one_line_with_its_facts_and_writes_nothing(van, line, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    status, *facts = WRONG[line]
-    ran = van(*line.split())
-    assert ran.status == status, ran
-    if facts[0].startswith("usage"):
-        assert facts[0] in ran.out
-    else:
-        assert (ran.out, ran.err[:5], ran.err.count("\n")) == ("", "van: ", 1)
-        assert [fact for fact in facts if fact not in ran.err] == [], ran.err
-    assert not list(tmp_path.iterdir())
+def test_wrong_usage_is_one_line_with_its_facts_and_writes_nothing(subtests, van, tmp_path, monkeypatch):
+    for line in WRONG:
+        with subtests.test(line=line):
+            monkeypatch.chdir(tmp_path)
+            status, *facts = WRONG[line]
+            ran = van(*line.split())
+            assert ran.status == status, ran
+            if facts[0].startswith("usage"):
+                assert facts[0] in ran.out
+            else:
+                assert (ran.out, ran.err[:5], ran.err.count("\n")) == ("", "van: ", 1)
+                assert [fact for fact in facts if fact not in ran.err] == [], ran.err
+            assert not list(tmp_path.iterdir())
 
 
 def test_every_verb_has_a_wrong_command_line_above():

@@ -116,29 +116,31 @@ def test_bash_completes_positional_arguments_after_the_values_of_an_option(compl
     assert several == []  # --method takes any number of values
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_scripts_are_valid_shell_syntax(scripts, shell):
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
-    option = "--no-execute" if shell == "fish" else "-n"
-    done = subprocess.run(
-        [shell, option, scripts / f"van.{shell}"], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+def test_scripts_are_valid_shell_syntax(subtests, scripts):
+    for shell in ["bash", "zsh", "fish"]:
+        with subtests.test(shell=shell):
+            if shutil.which(shell) is None:
+                pytest.skip(f"{shell} is not installed")
+            option = "--no-execute" if shell == "fish" else "-n"
+            done = subprocess.run(
+                [shell, option, scripts / f"van.{shell}"], capture_output=True, text=True, timeout=60, check=False
+            )
+            assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_scripts_have_every_name_and_option(van, scripts, shell):
-    text = (scripts / f"van.{shell}").read_text()
-    commands = list_commands()
-    for path, command in commands.items():
-        assert path in text
-        for flag in command.flags():
-            assert not flag.option or (f"-l {flag.option[2:]} " if shell == "fish" else flag.option) in text
-            assert all(choice in text for choice in flag.choices)
-    ran = van("completion", shell)
-    assert (ran.status, ran.err) == (0, "")
-    assert len(ran.out) >= len(text)  # the names above, and the aliases of recipes
+def test_scripts_have_every_name_and_option(subtests, van, scripts):
+    for shell in ["bash", "zsh", "fish"]:
+        with subtests.test(shell=shell):
+            text = (scripts / f"van.{shell}").read_text()
+            commands = list_commands()
+            for path, command in commands.items():
+                assert path in text
+                for flag in command.flags():
+                    assert not flag.option or (f"-l {flag.option[2:]} " if shell == "fish" else flag.option) in text
+                    assert all(choice in text for choice in flag.choices)
+            ran = van("completion", shell)
+            assert (ran.status, ran.err) == (0, "")
+            assert len(ran.out) >= len(text)  # the names above, and the aliases of recipes
 
 
 def test_printing_a_script_does_not_import_torch(run_python):

@@ -131,9 +131,8 @@ def test_a_segmenter_for_other_classes_keeps_all_but_the_last_layers(van, tmp_pa
     }
 
 
-@pytest.mark.parametrize(
-    ("head", "change", "fact"),
-    [
+def test_a_segmenter_with_wrong_tensors_is_rejected_with_the_tensors_name(subtests, van, tmp_path):
+    for head, change, fact in [
         ("semantic_fpn", {"decode_head.scale_heads.2.2.conv.weight": None}, "missing (1): {name}"),
         ("semantic_fpn", {"neck.lateral_convs.1.conv.bias": None}, "missing (1): {name}"),
         ("upernet", {"auxiliary_head.convs.0.bn.weight": None}, "missing (1): {name}"),
@@ -144,15 +143,14 @@ def test_a_segmenter_for_other_classes_keeps_all_but_the_last_layers(van, tmp_pa
         ("upernet", {"decode_head.bottleneck.conv.weight": torch.zeros(1, 9, 3, 3)}, "shape mismatch (1): {name}"),
         ("upernet", {"backbone.norm3.bias": None}, "missing (1): {name}"),
         ("upernet", {"decode_head.conv_seg.weight": None}, "van-b0.pth"),
-    ],
-)  # fmt: skip
-def test_a_segmenter_with_wrong_tensors_is_rejected_with_the_tensors_name(van, tmp_path, head, change, fact):
-    tensors = {**segmenter_tensors(head), **change}
-    source = write_segmenter(tmp_path, {name: tensor for name, tensor in tensors.items() if tensor is not None})
-    ran = van("convert", source, tmp_path / "x.safetensors")
-    assert (ran.status, ran.out) == (1, "")
-    assert fact.format(name=next(iter(change))) in ran.err
-    assert [path.name for path in tmp_path.iterdir()] == ["van-b0.pth"]
+    ]:
+        with subtests.test(head=head, change=change, fact=fact):
+            tensors = {**segmenter_tensors(head), **change}
+            source = write_segmenter(tmp_path, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+            ran = van("convert", source, tmp_path / "x.safetensors")
+            assert (ran.status, ran.out) == (1, "")
+            assert fact.format(name=next(iter(change))) in ran.err
+            assert [path.name for path in tmp_path.iterdir()] == ["van-b0.pth"]
 
 
 def test_an_unsupported_head_is_an_error_and_its_backbone_can_be_converted(van, tmp_path):

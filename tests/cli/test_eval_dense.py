@@ -60,22 +60,27 @@ def annotate_with_predictions(scenes: Path, task: str, checkpoint: Path, *, move
     edit_json(annotations / f"{'panoptic' if task == 'panoptic' else 'instances'}_val.json", annotations=entries)
 
 
-@pytest.mark.parametrize("task", HEADS)
-def test_json_has_the_task_and_its_metrics_as_fractions(van, dense_checkpoint, scenes, task):
-    data = dataset_root(scenes, task)
-    ran = van("eval", dense_checkpoint(task), "--data", data, "--json", "--device", "cpu")
-    assert (ran.status, ran.err) == (0, "")
-    record = json.loads(ran.out)
-    assert list(record) == ["task", "checkpoint", "data", "samples", "metrics", "per_class", "unreadable"]
-    assert (record["task"], record["checkpoint"], record["data"]) == (task, str(dense_checkpoint(task)), str(data))
-    assert (record["samples"], record["unreadable"]) == (4, [])
-    assert set(record["metrics"]) >= METRICS[task]
-    assert all(0 <= value <= 1 for value in record["metrics"].values())
-    assert record["per_class"]
-    again = json.loads(
-        van("eval", dense_checkpoint(task), "--data", data, "--json", "--batch-size", "1", "--workers", "1").out
-    )
-    assert again["metrics"] == pytest.approx(record["metrics"], abs=0.01)
+def test_json_has_the_task_and_its_metrics_as_fractions(subtests, van, dense_checkpoint, scenes):
+    for task in HEADS:
+        with subtests.test(task=task):
+            data = dataset_root(scenes, task)
+            ran = van("eval", dense_checkpoint(task), "--data", data, "--json", "--device", "cpu")
+            assert (ran.status, ran.err) == (0, "")
+            record = json.loads(ran.out)
+            assert list(record) == ["task", "checkpoint", "data", "samples", "metrics", "per_class", "unreadable"]
+            assert (record["task"], record["checkpoint"], record["data"]) == (
+                task,
+                str(dense_checkpoint(task)),
+                str(data),
+            )
+            assert (record["samples"], record["unreadable"]) == (4, [])
+            assert set(record["metrics"]) >= METRICS[task]
+            assert all(0 <= value <= 1 for value in record["metrics"].values())
+            assert record["per_class"]
+            again = json.loads(
+                van("eval", dense_checkpoint(task), "--data", data, "--json", "--batch-size", "1", "--workers", "1").out
+            )
+            assert again["metrics"] == pytest.approx(record["metrics"], abs=0.01)
 
 
 @pytest.mark.parametrize("task", HEADS)
@@ -99,23 +104,24 @@ def test_annotations_moved_by_6_px_give_lower_metrics(van, dense_checkpoint, cop
     assert record["metrics"][MONITORS[task]] < 0.8
 
 
-@pytest.mark.parametrize("task", HEADS)
-def test_text_has_the_same_metrics_and_a_column_for_each_per_class_metric(van, dense_checkpoint, scenes, task):
-    data = dataset_root(scenes, task)
-    record = json.loads(van("eval", dense_checkpoint(task), "--data", data, "--json", "--device", "cpu").out)
-    ran = van("eval", dense_checkpoint(task), "--data", data, "--device", "cpu")
-    lines = [line.split() for line in ran.out.splitlines()]
-    for name, value in record["metrics"].items():
-        assert [name, f"{value:.4f}"] in lines
-    assert ["samples", "4"] in lines
-    (titles,) = [line for line in lines if line[:1] == ["class"]]
-    assert 1 < len(titles) <= 7
-    assert MONITORS[task].removeprefix("mean_") in titles
-    classes = lines[lines.index(titles) + 1 :]
-    assert [line[0] for line in classes] == list(record["per_class"])
-    assert {len(line) for line in classes} == {len(titles)}  # a dash where a class has no such metric
-    widths = {len(line.rstrip()) for line in ran.out.splitlines()[-len(classes) :]}
-    assert len(widths) == 1
+def test_text_has_the_same_metrics_and_a_column_for_each_per_class_metric(subtests, van, dense_checkpoint, scenes):
+    for task in HEADS:
+        with subtests.test(task=task):
+            data = dataset_root(scenes, task)
+            record = json.loads(van("eval", dense_checkpoint(task), "--data", data, "--json", "--device", "cpu").out)
+            ran = van("eval", dense_checkpoint(task), "--data", data, "--device", "cpu")
+            lines = [line.split() for line in ran.out.splitlines()]
+            for name, value in record["metrics"].items():
+                assert [name, f"{value:.4f}"] in lines
+            assert ["samples", "4"] in lines
+            (titles,) = [line for line in lines if line[:1] == ["class"]]
+            assert 1 < len(titles) <= 7
+            assert MONITORS[task].removeprefix("mean_") in titles
+            classes = lines[lines.index(titles) + 1 :]
+            assert [line[0] for line in classes] == list(record["per_class"])
+            assert {len(line) for line in classes} == {len(titles)}  # a dash where a class has no such metric
+            widths = {len(line.rstrip()) for line in ran.out.splitlines()[-len(classes) :]}
+            assert len(widths) == 1
 
 
 def test_the_confusion_matrix_of_pixels_is_written_as_a_png(van, dense_checkpoint, scenes, tmp_path):
@@ -172,19 +178,17 @@ def test_tile_size_and_multi_scale_change_the_metrics_of_segmentation(van, dense
     assert metrics("--multi-scale") != pytest.approx(without, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("task", "flags", "facts"),
-    [
+def test_tile_size_and_multi_scale_of_another_task_are_status_2(subtests, van, dense_checkpoint, scenes):
+    for task, flags, facts in [
         ("detect", ["--tile-size", "64"], ("--tile-size", "--multi-scale", "detect")),
         ("panoptic", ["--multi-scale"], ("--multi-scale", "panoptic")),
         ("segment", ["--tile-size", "64", "--multi-scale"], ("--tile-size", "--multi-scale")),
         ("segment", ["--tile-size", "-3"], ("--tile-size", "-3")),
-    ],
-)
-def test_tile_size_and_multi_scale_of_another_task_are_status_2(van, dense_checkpoint, scenes, task, flags, facts):
-    ran = van("eval", dense_checkpoint(task), "--data", dataset_root(scenes, task), *flags)
-    assert (ran.status, ran.out) == (2, "")
-    assert [fact for fact in facts if fact not in ran.err] == [], ran.err
+    ]:
+        with subtests.test(task=task, flags=flags, facts=facts):
+            ran = van("eval", dense_checkpoint(task), "--data", dataset_root(scenes, task), *flags)
+            assert (ran.status, ran.out) == (2, "")
+            assert [fact for fact in facts if fact not in ran.err] == [], ran.err
 
 
 @pytest.mark.parametrize("task", HEADS)
@@ -224,19 +228,17 @@ def test_a_dataset_with_other_classes_is_rejected(van, dense_checkpoint, copied)
     assert "0, 1, 2" in ran.err
 
 
-@pytest.mark.parametrize(
-    ("task", "layout", "facts"),
-    [
+def test_a_dataset_of_another_type_is_rejected(subtests, van, dense_checkpoint, scenes):
+    for task, layout, facts in [
         ("detect", "ade", ("ade", "boxes", "val")),
         ("segment", "coco", ("coco", "val")),
         ("panoptic", "ade", ("ade", "panoptic", "val")),
         ("segment", "nowhere", ("nowhere",)),
-    ],
-)
-def test_a_dataset_of_another_type_is_rejected(van, dense_checkpoint, scenes, task, layout, facts):
-    ran = van("eval", dense_checkpoint(task), "--data", scenes / layout)
-    assert (ran.status, ran.out) == (1, "")
-    assert [fact for fact in facts if fact not in ran.err] == [], ran.err
+    ]:
+        with subtests.test(task=task, layout=layout, facts=facts):
+            ran = van("eval", dense_checkpoint(task), "--data", scenes / layout)
+            assert (ran.status, ran.out) == (1, "")
+            assert [fact for fact in facts if fact not in ran.err] == [], ran.err
 
 
 def test_a_dataset_without_annotations_is_rejected(van, dense_checkpoint, copied):

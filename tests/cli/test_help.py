@@ -3,8 +3,6 @@
 import re
 import shlex
 
-import pytest
-
 from van.cli.arguments import ANY
 from van.cli.commands import list_commands
 from van.cli.train import GROUPS
@@ -29,71 +27,84 @@ def examples_of(text: str) -> list[str]:
     return [line.strip() for line in parse_help(text)["Examples"] if line.startswith("  ")]
 
 
-@pytest.mark.parametrize("path", COMMANDS)
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_has_usage_summary_and_status_0(van, path, flag):
-    ran = van(*path.split(), flag)
-    assert (ran.status, ran.err) == (0, "")
-    lines = ran.out.splitlines()
-    assert lines[0].startswith(f"usage: van {path} ")
-    assert lines[2] == f"{COMMANDS[path].summary}."
+def test_help_has_usage_summary_and_status_0(subtests, van):
+    for path in COMMANDS:
+        for flag in ["--help", "-h"]:
+            with subtests.test(path=path, flag=flag):
+                ran = van(*path.split(), flag)
+                assert (ran.status, ran.err) == (0, "")
+                lines = ran.out.splitlines()
+                assert lines[0].startswith(f"usage: van {path} ")
+                assert lines[2] == f"{COMMANDS[path].summary}."
 
 
-@pytest.mark.parametrize("path", COMMANDS)
-def test_options_are_in_named_groups_with_real_types_and_defaults(van, path):
-    text = van(*path.split(), "--help").out
-    for leftover in ("{None}", "None|", "|None", "(default: )", "(default: None)", "(default: False)", "(default: ())"):
-        assert leftover not in text
-    sections = parse_help(text)
-    assert "Other options" not in sections
-    groups = COMMANDS[path].grouped_flags()
-    assert [*sections] == ["", *groups, "Help", "Examples"]
-    for title, flags in groups.items():
-        assert len(flags) <= 10
-        for flag in flags:
-            (line,) = [line for line in sections[title] if line.startswith(f"  {flag.label}")][:1]
-            assert flag.help, line
-    listed = [flag.name for flags in groups.values() for flag in flags]
-    assert sorted(listed) == sorted(flag.name for flag in COMMANDS[path].flags())
+def test_options_are_in_named_groups_with_real_types_and_defaults(subtests, van):
+    for path in COMMANDS:
+        with subtests.test(path=path):
+            text = van(*path.split(), "--help").out
+            for leftover in (
+                "{None}",
+                "None|",
+                "|None",
+                "(default: )",
+                "(default: None)",
+                "(default: False)",
+                "(default: ())",
+            ):
+                assert leftover not in text
+            sections = parse_help(text)
+            assert "Other options" not in sections
+            groups = COMMANDS[path].grouped_flags()
+            assert [*sections] == ["", *groups, "Help", "Examples"]
+            for title, flags in groups.items():
+                assert len(flags) <= 10
+                for flag in flags:
+                    (line,) = [line for line in sections[title] if line.startswith(f"  {flag.label}")][:1]
+                    assert flag.help, line
+            listed = [flag.name for flags in groups.values() for flag in flags]
+            assert sorted(listed) == sorted(flag.name for flag in COMMANDS[path].flags())
 
 
-@pytest.mark.parametrize("path", COMMANDS)
-def test_every_required_option_and_every_default_is_shown(van, path, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")  # the narrowest layout: a default is never broken over two lines
-    text = van(*path.split(), "--help").out
-    for flag in COMMANDS[path].flags():
-        section = text.split(f"\n  {flag.label}", 1)[1].split("\n  -", 1)[0]
-        assert flag.describe_default() in section
-        if flag.required:
-            assert "(required)" in section
+def test_every_required_option_and_every_default_is_shown(subtests, van, monkeypatch):
+    for path in COMMANDS:
+        with subtests.test(path=path):
+            monkeypatch.setenv("COLUMNS", "60")  # the narrowest layout: a default is never broken over two lines
+            text = van(*path.split(), "--help").out
+            for flag in COMMANDS[path].flags():
+                section = text.split(f"\n  {flag.label}", 1)[1].split("\n  -", 1)[0]
+                assert flag.describe_default() in section
+                if flag.required:
+                    assert "(required)" in section
 
 
-@pytest.mark.parametrize("path", COMMANDS)
-def test_there_are_three_examples_or_more_and_their_options_exist(van, path):
-    examples = examples_of(van(*path.split(), "--help").out)
-    assert len(examples) >= 3
-    assert len(set(examples)) == len(examples)
-    options = {flag.option for flag in COMMANDS[path].flags()}
-    for example in examples:
-        words = shlex.split(re.split(r" [|>] (?!van)", example)[0])
-        command = words[words.index("van") + 1 :]
-        assert command[: path.count(" ") + 1] == path.split(), example
-        assert {word for word in command if word.startswith("--")} <= options, example
+def test_there_are_three_examples_or_more_and_their_options_exist(subtests, van):
+    for path in COMMANDS:
+        with subtests.test(path=path):
+            examples = examples_of(van(*path.split(), "--help").out)
+            assert len(examples) >= 3
+            assert len(set(examples)) == len(examples)
+            options = {flag.option for flag in COMMANDS[path].flags()}
+            for example in examples:
+                words = shlex.split(re.split(r" [|>] (?!van)", example)[0])
+                command = words[words.index("van") + 1 :]
+                assert command[: path.count(" ") + 1] == path.split(), example
+                assert {word for word in command if word.startswith("--")} <= options, example
 
 
-@pytest.mark.parametrize("verb", ["train", "data", "bench"])
-def test_a_verb_lists_its_subcommands_with_three_examples(van, verb):
-    ran = van(verb, "--help")
-    assert (ran.status, ran.err) == (0, "")
-    names = [path.split()[1] for path in COMMANDS if path.startswith(f"{verb} ")]
-    assert all(
-        re.search(rf"^  {name}  +{re.escape(COMMANDS[f'{verb} {name}'].summary)}$", ran.out, flags=re.M)
-        for name in names
-    )
-    examples = examples_of(ran.out)
-    assert len(examples) >= 3
-    for example in examples:
-        assert example.split()[2] in names
+def test_a_verb_lists_its_subcommands_with_three_examples(subtests, van):
+    for verb in ["train", "data", "bench"]:
+        with subtests.test(verb=verb):
+            ran = van(verb, "--help")
+            assert (ran.status, ran.err) == (0, "")
+            names = [path.split()[1] for path in COMMANDS if path.startswith(f"{verb} ")]
+            assert all(
+                re.search(rf"^  {name}  +{re.escape(COMMANDS[f'{verb} {name}'].summary)}$", ran.out, flags=re.M)
+                for name in names
+            )
+            examples = examples_of(ran.out)
+            assert len(examples) >= 3
+            for example in examples:
+                assert example.split()[2] in names
 
 
 def test_every_verb_has_a_command_with_its_summary():

@@ -58,21 +58,25 @@ print("LOADED", [name for name in sys.argv[1].split() if name in sys.modules])
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["nonsense"]], ids=" ".join)
-def test_help_version_and_unknown_verbs_import_no_dependency(run_python, arguments):
-    printed = run_python(LOADED, " ".join((*HEAVY, "tyro", "rich", "json")), *arguments)
-    assert printed.split("LOADED ")[1].strip() == "[]"
+def test_help_version_and_unknown_verbs_import_no_dependency(subtests, run_python):
+    for arguments in [["--help"], ["--version"], ["nonsense"]]:
+        with subtests.test(arguments=arguments):
+            printed = run_python(LOADED, " ".join((*HEAVY, "tyro", "rich", "json")), *arguments)
+            assert printed.split("LOADED ")[1].strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [*([f"{verb}", "--help"] for verb in VERBS), ["train", "digits", "--help"],
-     ["train", "imagenet1k", "--epochs", "x"], ["data", "digits", "--help"], ["models"], ["design"]],
-    ids=" ".join,
-)  # fmt: skip
-def test_help_wrong_usage_and_tables_import_tyro_only(run_python, arguments):
-    printed = run_python(LOADED, " ".join((*HEAVY, "tyro")), *arguments)
-    assert printed.split("LOADED ")[1].strip() in ("[]", "['tyro']")
+def test_help_wrong_usage_and_tables_import_tyro_only(subtests, run_python):
+    for arguments in [
+        *([f"{verb}", "--help"] for verb in VERBS),
+        ["train", "digits", "--help"],
+        ["train", "imagenet1k", "--epochs", "x"],
+        ["data", "digits", "--help"],
+        ["models"],
+        ["design"],
+    ]:
+        with subtests.test(arguments=arguments):
+            printed = run_python(LOADED, " ".join((*HEAVY, "tyro")), *arguments)
+            assert printed.split("LOADED ")[1].strip() in ("[]", "['tyro']")
 
 
 def test_the_package_runs_as_a_module():
@@ -84,15 +88,16 @@ def test_the_package_runs_as_a_module():
     assert done.returncode == 2
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["models"], ["models", "--help"]], ids=" ".join)
-def test_a_closed_pipe_is_status_1_without_a_message(arguments):
+def test_a_closed_pipe_is_status_1_without_a_message(subtests):
     """As in ``van models | head -1``, but without a race: the other end of the pipe is already closed."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    done = start(*arguments, stdout=writing)
-    os.close(writing)
-    err = done.communicate(timeout=60)[1]
-    assert (done.returncode, err) == (1, b"")
+    for arguments in [["--help"], ["models"], ["models", "--help"]]:
+        with subtests.test(arguments=arguments):
+            reading, writing = os.pipe()
+            os.close(reading)
+            done = start(*arguments, stdout=writing)
+            os.close(writing)
+            err = done.communicate(timeout=60)[1]
+            assert (done.returncode, err) == (1, b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -37,58 +37,69 @@ def read_csv(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-@pytest.mark.parametrize("task", HEADS)
-def test_json_is_one_object_per_line_with_all_detections(van, dense_checkpoint, val_images, task):
-    ran = van("predict", dense_checkpoint(task), *val_images, "--json", "--device", "cpu")
-    assert (ran.status, ran.err) == (0, "")
-    predictor = Predictor(Model.load(dense_checkpoint(task)), device="cpu")
-    expected = [predictor(path).to_dict() for path in val_images]
-    assert [json.loads(line) for line in ran.out.splitlines()] == json.loads(json.dumps(expected))
-    assert all(record["width"] == record["height"] == SIZE_PX for record in expected)
-    assert sum(len(record.get("detections", record.get("segments", []))) for record in expected) > 3
+def test_json_is_one_object_per_line_with_all_detections(subtests, van, dense_checkpoint, val_images):
+    for task in HEADS:
+        with subtests.test(task=task):
+            ran = van("predict", dense_checkpoint(task), *val_images, "--json", "--device", "cpu")
+            assert (ran.status, ran.err) == (0, "")
+            predictor = Predictor(Model.load(dense_checkpoint(task)), device="cpu")
+            expected = [predictor(path).to_dict() for path in val_images]
+            assert [json.loads(line) for line in ran.out.splitlines()] == json.loads(json.dumps(expected))
+            assert all(record["width"] == record["height"] == SIZE_PX for record in expected)
+            assert sum(len(record.get("detections", record.get("segments", []))) for record in expected) > 3
 
 
-@pytest.mark.parametrize("task", BOXES)
-def test_text_has_each_detection_with_score_and_corners(van, dense_checkpoint, wide, task):
-    ran = van("predict", dense_checkpoint(task), wide, "--top", "2", "--device", "cpu")
-    best = Predictor(Model.load(dense_checkpoint(task)), device="cpu")(wide).detections[:2]
-    corners = [",".join(str(round(side)) for side in detection.box[:2]) for detection in best]
-    assert ran.out.startswith(f"{wide}: {best[0].label} {best[0].score:.1%} at {corners[0]}-")
-    assert ran.out.count(" at ") == 2
-    assert corners[1] in ran.out
+def test_text_has_each_detection_with_score_and_corners(subtests, van, dense_checkpoint, wide):
+    for task in BOXES:
+        with subtests.test(task=task):
+            ran = van("predict", dense_checkpoint(task), wide, "--top", "2", "--device", "cpu")
+            best = Predictor(Model.load(dense_checkpoint(task)), device="cpu")(wide).detections[:2]
+            corners = [",".join(str(round(side)) for side in detection.box[:2]) for detection in best]
+            assert ran.out.startswith(f"{wide}: {best[0].label} {best[0].score:.1%} at {corners[0]}-")
+            assert ran.out.count(" at ") == 2
+            assert corners[1] in ran.out
 
 
-@pytest.mark.parametrize("task", MAPS)
-def test_text_has_each_segment_with_its_fraction_the_largest_first(van, dense_checkpoint, wide, task):
-    ran = van("predict", dense_checkpoint(task), wide, "--device", "cpu")
-    segments = Predictor(Model.load(dense_checkpoint(task)), device="cpu")(wide).to_dict()["segments"]
-    segments.sort(key=lambda segment: -segment["area"])
-    assert (
-        ran.out
-        == f"{wide}: " + ", ".join(f"{segment['label']} {segment['fraction']:.1%}" for segment in segments) + "\n"
-    )
-    first = van("predict", dense_checkpoint(task), wide, "--top", "1", "--device", "cpu").out
-    assert first == f"{wide}: {segments[0]['label']} {segments[0]['fraction']:.1%}\n"
+def test_text_has_each_segment_with_its_fraction_the_largest_first(subtests, van, dense_checkpoint, wide):
+    for task in MAPS:
+        with subtests.test(task=task):
+            ran = van("predict", dense_checkpoint(task), wide, "--device", "cpu")
+            segments = Predictor(Model.load(dense_checkpoint(task)), device="cpu")(wide).to_dict()["segments"]
+            segments.sort(key=lambda segment: -segment["area"])
+            assert (
+                ran.out
+                == f"{wide}: "
+                + ", ".join(f"{segment['label']} {segment['fraction']:.1%}" for segment in segments)
+                + "\n"
+            )
+            first = van("predict", dense_checkpoint(task), wide, "--top", "1", "--device", "cpu").out
+            assert first == f"{wide}: {segments[0]['label']} {segments[0]['fraction']:.1%}\n"
 
 
-@pytest.mark.parametrize("task", HEADS)
-def test_csv_has_a_header_and_a_row_for_each_detection_or_segment(van, dense_checkpoint, wide, task):
-    ran = van("predict", dense_checkpoint(task), wide, "--csv", "--device", "cpu")
-    rows = read_csv(ran.out)
-    prediction = Predictor(Model.load(dense_checkpoint(task)), device="cpu")(wide)
-    assert [row["rank"] for row in rows] == [str(rank) for rank in range(1, len(rows) + 1)]
-    if isinstance(prediction, Detections):
-        assert list(rows[0]) == ["image", "rank", "label", "score", "x1", "y1", "x2", "y2"]
-        for row, detection in zip(rows, prediction.detections, strict=True):
-            assert (row["label"], float(row["score"])) == (detection.label, pytest.approx(detection.score, abs=1e-6))
-            sides = [float(row[name]) for name in ("x1", "y1", "x2", "y2")]
-            assert sides == pytest.approx(detection.box, abs=0.006)
-    else:
-        assert list(rows[0]) == ["image", "rank", "label", "score", "area", "fraction"]
-        segments = {(one["label"], one["area"]) for one in prediction.to_dict()["segments"]}
-        assert {(row["label"], int(row["area"])) for row in rows} == segments
-        assert sum(float(row["fraction"]) for row in rows) <= 1 + 1e-5
-    assert len(rows) == len(prediction.detections if isinstance(prediction, Detections) else prediction.segments)
+def test_csv_has_a_header_and_a_row_for_each_detection_or_segment(subtests, van, dense_checkpoint, wide):
+    for task in HEADS:
+        with subtests.test(task=task):
+            ran = van("predict", dense_checkpoint(task), wide, "--csv", "--device", "cpu")
+            rows = read_csv(ran.out)
+            prediction = Predictor(Model.load(dense_checkpoint(task)), device="cpu")(wide)
+            assert [row["rank"] for row in rows] == [str(rank) for rank in range(1, len(rows) + 1)]
+            if isinstance(prediction, Detections):
+                assert list(rows[0]) == ["image", "rank", "label", "score", "x1", "y1", "x2", "y2"]
+                for row, detection in zip(rows, prediction.detections, strict=True):
+                    assert (row["label"], float(row["score"])) == (
+                        detection.label,
+                        pytest.approx(detection.score, abs=1e-6),
+                    )
+                    sides = [float(row[name]) for name in ("x1", "y1", "x2", "y2")]
+                    assert sides == pytest.approx(detection.box, abs=0.006)
+            else:
+                assert list(rows[0]) == ["image", "rank", "label", "score", "area", "fraction"]
+                segments = {(one["label"], one["area"]) for one in prediction.to_dict()["segments"]}
+                assert {(row["label"], int(row["area"])) for row in rows} == segments
+                assert sum(float(row["fraction"]) for row in rows) <= 1 + 1e-5
+            assert len(rows) == len(
+                prediction.detections if isinstance(prediction, Detections) else prediction.segments
+            )
 
 
 def test_an_image_without_detections_is_printed_too(van, dense_checkpoint, wide):
@@ -100,23 +111,25 @@ def test_an_image_without_detections_is_printed_too(van, dense_checkpoint, wide)
     assert read_csv(van("predict", dense_checkpoint("detect"), wide, "--min-score", "1", "--csv").out) == []
 
 
-@pytest.mark.parametrize("task", BOXES)
-def test_min_score_filters_detections(van, dense_checkpoint, wide, task):
-    def scores(*flags: str) -> list[float]:
-        return [
-            detection["score"]
-            for detection in json.loads(van("predict", dense_checkpoint(task), wide, "--json", *flags).out)[
-                "detections"
-            ]
-        ]
+def test_min_score_filters_detections(subtests, van, dense_checkpoint, wide):
+    for task in BOXES:
+        with subtests.test(task=task):
 
-    all_scores = scores("--min-score", "0")
-    assert all_scores == sorted(all_scores, reverse=True)
-    assert scores() == [score for score in all_scores if score >= 0.3]
-    middle = (all_scores[4] + all_scores[5]) / 2
-    assert scores("--min-score", repr(middle)) == [score for score in all_scores if score >= middle]
-    assert scores("--min-score", "0", "--top", "3") == all_scores[:3]
-    assert 0 < len(scores("--min-score", repr(middle))) < len(all_scores)
+            def scores(*flags: str) -> list[float]:
+                return [
+                    detection["score"]
+                    for detection in json.loads(van("predict", dense_checkpoint(task), wide, "--json", *flags).out)[
+                        "detections"
+                    ]
+                ]
+
+            all_scores = scores("--min-score", "0")
+            assert all_scores == sorted(all_scores, reverse=True)
+            assert scores() == [score for score in all_scores if score >= 0.3]
+            middle = (all_scores[4] + all_scores[5]) / 2
+            assert scores("--min-score", repr(middle)) == [score for score in all_scores if score >= middle]
+            assert scores("--min-score", "0", "--top", "3") == all_scores[:3]
+            assert 0 < len(scores("--min-score", repr(middle))) < len(all_scores)
 
 
 @pytest.mark.parametrize("task", HEADS)
@@ -221,28 +234,37 @@ def test_annotations_without_the_image_or_in_another_format_are_rejected(
     assert not (tmp_path / "c.json").exists()
 
 
-@pytest.mark.parametrize("style", ["text", "--json", "--csv"])
-@pytest.mark.parametrize("task", HEADS)
-def test_unreadable_images_are_named_and_the_others_predicted(van, dense_checkpoint, val_images, tmp_path, task, style):
-    (tmp_path / "text.png").write_text("no image")
-    (tmp_path / "cut.png").write_bytes(val_images[0].read_bytes()[:300])
-    images = [tmp_path / "text.png", val_images[0], tmp_path / "missing.png", val_images[1], tmp_path / "cut.png"]
-    flags = [] if style == "text" else [style]
-    ran = van("predict", dense_checkpoint(task), *images, *flags, "--batch-size", "3", "--device", "cpu")
-    assert ran.status == 1
-    assert [line.split(": ")[1] for line in ran.err.splitlines()[:3]] == [str(images[place]) for place in (0, 2, 4)]
-    assert ran.err.endswith("3 of 5 images could not be read\n")
-    if style == "--json":
-        records = [json.loads(line) for line in ran.out.splitlines()]
-        assert [record["image"] for record in records] == [str(path) for path in images]
-        assert ["error" in record for record in records] == [True, False, True, False, True]
-    else:
-        names = (
-            {row["image"] for row in read_csv(ran.out)}
-            if flags
-            else {line.split(": ")[0] for line in ran.out.splitlines()}
-        )
-        assert names == {str(val_images[0]), str(val_images[1])}
+def test_unreadable_images_are_named_and_the_others_predicted(subtests, van, dense_checkpoint, val_images, tmp_path):
+    for style in ["text", "--json", "--csv"]:
+        for task in HEADS:
+            with subtests.test(style=style, task=task):
+                (tmp_path / "text.png").write_text("no image")
+                (tmp_path / "cut.png").write_bytes(val_images[0].read_bytes()[:300])
+                images = [
+                    tmp_path / "text.png",
+                    val_images[0],
+                    tmp_path / "missing.png",
+                    val_images[1],
+                    tmp_path / "cut.png",
+                ]
+                flags = [] if style == "text" else [style]
+                ran = van("predict", dense_checkpoint(task), *images, *flags, "--batch-size", "3", "--device", "cpu")
+                assert ran.status == 1
+                assert [line.split(": ")[1] for line in ran.err.splitlines()[:3]] == [
+                    str(images[place]) for place in (0, 2, 4)
+                ]
+                assert ran.err.endswith("3 of 5 images could not be read\n")
+                if style == "--json":
+                    records = [json.loads(line) for line in ran.out.splitlines()]
+                    assert [record["image"] for record in records] == [str(path) for path in images]
+                    assert ["error" in record for record in records] == [True, False, True, False, True]
+                else:
+                    names = (
+                        {row["image"] for row in read_csv(ran.out)}
+                        if flags
+                        else {line.split(": ")[0] for line in ran.out.splitlines()}
+                    )
+                    assert names == {str(val_images[0]), str(val_images[1])}
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(300, 200), pytest.param(1000, 1500, marks=pytest.mark.slow)])
@@ -259,9 +281,10 @@ def test_a_large_image_is_segmented_in_tiles_and_at_several_scales(van, dense_ch
             assert file.size == (columns, rows)
 
 
-@pytest.mark.parametrize(
-    ("task", "flags", "facts"),
-    [
+def test_outputs_that_a_network_cannot_give_are_rejected_before_inference(
+    subtests, van, dense_checkpoint, checkpoint, wide, tmp_path, monkeypatch
+):
+    for task, flags, facts in [
         ("classify", ["--masks", "m"], ("--masks", "classify")),
         ("detect", ["--masks", "m"], ("--masks", "detect")),
         ("segment", ["--coco", "c.json"], ("--coco", "segment")),
@@ -274,16 +297,13 @@ def test_a_large_image_is_segmented_in_tiles_and_at_several_scales(van, dense_ch
         ("panoptic", ["--tile-size", "256"], ("--tile-size", "panoptic")),
         ("segment", ["--tile-size", "256", "--multi-scale"], ("--tile-size", "--multi-scale")),
         ("segment", ["--tile-size", "-1"], ("--tile-size", "-1")),
-    ],
-)
-def test_outputs_that_a_network_cannot_give_are_rejected_before_inference(
-    van, dense_checkpoint, checkpoint, wide, tmp_path, monkeypatch, task, flags, facts
-):
-    monkeypatch.chdir(tmp_path)
-    ran = van("predict", checkpoint if task == "classify" else dense_checkpoint(task), wide, *flags)
-    assert (ran.status, ran.out) == (2, "")
-    assert all(fact in ran.err for fact in facts)
-    assert [path.name for path in tmp_path.iterdir()] == ["wide.png"]
+    ]:
+        with subtests.test(task=task, flags=flags, facts=facts):
+            monkeypatch.chdir(tmp_path)
+            ran = van("predict", checkpoint if task == "classify" else dense_checkpoint(task), wide, *flags)
+            assert (ran.status, ran.out) == (2, "")
+            assert all(fact in ran.err for fact in facts)
+            assert [path.name for path in tmp_path.iterdir()] == ["wide.png"]
 
 
 def test_files_that_cannot_be_written_are_named(van, dense_checkpoint, wide, tmp_path):

@@ -1,7 +1,5 @@
 """Suggestions for unknown verbs, recipes, sub-commands and options."""
 
-import pytest
-
 from van.cli.commands import list_commands
 from van.cli.suggestions import OPTIONS, RECIPES, VERBS, suggest
 from van.cli.verbs import VERBS as OURS
@@ -42,17 +40,17 @@ UNKNOWN = {
 }
 
 
-@pytest.mark.parametrize("line", UNKNOWN)
-def test_an_unknown_option_leads_to_the_one_that_is_meant(van, line):
-    unknown, path, meant = UNKNOWN[line]
-    ran = van(*line.split())
-    message = f'van: unknown option {unknown} for "van {path}"; did you mean {meant}? See "van {path} --help"\n'
-    assert (ran.status, ran.out, ran.err) == (2, "", message)
+def test_an_unknown_option_leads_to_the_one_that_is_meant(subtests, van):
+    for line in UNKNOWN:
+        with subtests.test(line=line):
+            unknown, path, meant = UNKNOWN[line]
+            ran = van(*line.split())
+            message = f'van: unknown option {unknown} for "van {path}"; did you mean {meant}? See "van {path} --help"\n'
+            assert (ran.status, ran.out, ran.err) == (2, "", message)
 
 
-@pytest.mark.parametrize(
-    ("line", "unknown", "place", "meant"),
-    [
+def test_an_unknown_name_leads_to_the_one_that_is_meant(subtests, van):
+    for line, unknown, place, meant in [
         ("val", 'verb "val"', "", "eval"),
         ("validate x", 'verb "validate"', "", "eval"),
         ("test", 'verb "test"', "", "eval"),
@@ -74,14 +72,13 @@ def test_an_unknown_option_leads_to_the_one_that_is_meant(van, line):
         ("train digit", 'recipe "digit"', "train", "digits"),
         ("bench model", 'sub-command "model"', "bench", "models"),
         ("data digit", 'sub-command "digit"', "data", "digits"),
-    ],
-)
-def test_an_unknown_name_leads_to_the_one_that_is_meant(van, line, unknown, place, meant):
-    ran = van(*line.split())
-    command = f"van {place}".strip()
-    where = f' for "{command}"' if place else ""
-    message = f'van: unknown {unknown}{where}; did you mean {meant}? See "{command} --help"\n'
-    assert (ran.status, ran.out, ran.err) == (2, "", message)
+    ]:
+        with subtests.test(line=line, unknown=unknown, place=place, meant=meant):
+            ran = van(*line.split())
+            command = f"van {place}".strip()
+            where = f' for "{command}"' if place else ""
+            message = f'van: unknown {unknown}{where}; did you mean {meant}? See "{command} --help"\n'
+            assert (ran.status, ran.out, ran.err) == (2, "", message)
 
 
 def test_finetune_is_another_name_of_classify(van):
@@ -109,12 +106,15 @@ def test_the_tables_hold_no_name_that_exists_everywhere():
     assert not set(RECIPES) & {*OUR_RECIPES, *ALIASES}
 
 
-@pytest.mark.parametrize(
-    ("name", "known", "expected"),
-    [("epoch", ["epochs", "lr"], ["epochs"]), ("lr", ["epochs"], []), ("", ["a"], []), ("size", [], [])],
-)
-def test_similar_names_are_found_by_spelling(name, known, expected):
-    assert suggest(name, known, {}) == expected
+def test_similar_names_are_found_by_spelling(subtests):
+    for name, known, expected in [
+        ("epoch", ["epochs", "lr"], ["epochs"]),
+        ("lr", ["epochs"], []),
+        ("", ["a"], []),
+        ("size", [], []),
+    ]:
+        with subtests.test(name=name, known=known, expected=expected):
+            assert suggest(name, known, {}) == expected
 
 
 def test_a_name_of_another_tool_goes_before_a_similar_spelling():
