@@ -14,6 +14,7 @@ from PIL import Image
 from datasets.synthetic import COLORS, make_image, write_checkpoint, write_classes
 from parity import filled_b0
 from van.checkpoint import Checkpoint, load_checkpoint
+from van.device import place_network
 from van.errors import CheckpointError, HubError, ImageError, UsageError
 from van.images import expand_images
 from van.model import Model
@@ -353,3 +354,11 @@ def test_the_device_defaults_to_the_gpu_if_available(checkpoint):
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     for device in (None, "auto", torch.device(expected)):
         assert Predictor(Model.load(checkpoint), device=device).device.type == expected
+
+
+def test_a_network_is_copied_to_another_device_and_stays_where_it_is():
+    """A model's network is shared: a second device must not move it away from the first."""
+    network = torch.nn.Linear(2, 2)
+    assert place_network(network, torch.device("cpu")) is network
+    assert next(place_network(network, torch.device("meta")).parameters()).device.type == "meta"
+    assert next(network.parameters()).device.type == "cpu"

@@ -425,11 +425,7 @@ def check_dataset(path: str | Path, *, preview: str | Path | None = None) -> "Ch
 
     found = check.check_dataset(Path(path), on_image=show_progress("image"))
     if preview is not None:
-        from van.checkpoint import atomic_path
-        from van.datasets.preview import draw_preview
-
-        with atomic_path(Path(preview)) as temporary:
-            draw_preview(found.views, temporary)
+        found.draw_preview(Path(preview))
     return found
 
 

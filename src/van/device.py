@@ -1,5 +1,7 @@
 """Where a network runs: the device of a name, and the memory layout that convolutions are fast in."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -10,6 +12,17 @@ def to_channels_last(model: nn.Module, device: torch.device) -> nn.Module:
     """Move the model to ``device`` with its 4-d weights in channels_last, the faster layout for convolutions."""
     model.to(device)
     return model.to(memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload]
+
+
+def place_network(network: nn.Module, device: torch.device) -> nn.Module:
+    """Return the network on ``device`` in channels_last: itself if it is there, else a copy.
+
+    A ``Model`` shares its network between callers, which may run it on different devices.
+    """
+    parameter = next(network.parameters(), None)
+    if parameter is not None and parameter.device.type != device.type:
+        network = copy.deepcopy(network)
+    return to_channels_last(network, device)
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from van.callable_module import make_callable
-from van.device import resolve_device, to_channels_last
+from van.device import place_network, resolve_device
 from van.errors import ImageError, UsageError
 from van.images import ImageInput, is_one_image, open_images, read_chunks
 from van.model import Model
@@ -51,7 +51,7 @@ class Predictor:
         model.check_can_predict()
         self.device = torch.device("cpu") if model.is_exported else resolve_device(device)
         self.model = model
-        self._network = to_channels_last(model.deployed, self.device)
+        self._network = place_network(model.deployed, self.device)
         if tile_size or multi_scale:
             from van.heads.sliding_window import wrap_inference
 

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,16 @@ class Positional:
 
     metavar: str
     required: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """Limits a field to the names that ``list_names`` returns: ``head: Annotated[str, Choices(list_heads)]``.
+
+    Unlike ``Literal`` it takes what other packages have registered.
+    """
+
+    list_names: Callable[[], Sequence[str]]
 
 
 def default_of(field: "dataclasses.Field[Any]") -> Any:

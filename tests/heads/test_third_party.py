@@ -81,7 +81,6 @@ def test_a_head_of_another_package_predicts_evaluates_exports_and_serves(
         assert "segments" in answer.text
 
 
-@pytest.mark.xfail(reason="the choices of --head are not yet those of the registry", strict=False)
 def test_a_head_of_another_package_trains_through_the_command_line(environment, scenes, run_python, tmp_path):
     small = ["--min-size", "64", "--max-size", "64", "--crop-size", "64", "--epochs", "1", "--batch-size", "2"]
     scratch = ["--model", "van_b0", "--init-from", "scratch", "--device", "cpu", "--warmup-epochs", "0"]

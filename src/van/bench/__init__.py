@@ -44,18 +44,11 @@ def _models(
     device: str = "auto",
     **options: Any,
 ) -> list[Any]:
-    from van.bench.cases import comparison_cases, sweep_cases
+    from van.bench.cases import select_cases
     from van.bench.machine import resolve_device
     from van.bench.models import BenchmarkConfig, measure
-    from van.bench.networks import NETWORKS
 
-    sizes: dict[str, Any] = {"backends": tuple(backends), "batch_size": batch_size, "image_size": image_size}
-    peers = [name for name, network in NETWORKS.items() if not network.is_van]
-    cases = (
-        comparison_cases(tuple(models) or ("van_b0", "van_b1", "van_b2", *peers), **sizes)
-        if sweep is None
-        else sweep_cases(sweep, tuple(models) or ("van_b0",), **sizes)
-    )
+    cases = select_cases(models, backends=backends, batch_size=batch_size, image_size=image_size, sweep=sweep)
     return measure(cases, BenchmarkConfig(device=resolve_device(device), latency=sweep is None, **options))[1]
 
 

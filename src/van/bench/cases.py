@@ -1,6 +1,7 @@
 """Selection of benchmark cases: a comparison of networks, or a sweep over batch, image or kernel size."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from van.bench.backends import BACKENDS, supported_backends
 from van.bench.networks import NETWORKS
@@ -12,6 +13,25 @@ KERNEL_SIZES = (7, 14, 21, 28, 35, 53)
 """Kernel sizes of large kernel attention, in pixels: the four of the paper, and two larger ones."""
 _DEFAULT_VAN_BACKENDS = ("van", "reference", "compile", "onnxruntime", "openvino")
 _DEFAULT_SWEEP_BACKENDS = ("van", "reference", "eager")
+
+
+def select_cases(
+    networks: Sequence[str], *, backends: Sequence[str], batch_size: int, image_size: int, sweep: str | None
+) -> list[Case]:
+    """Return the cases of ``van bench models``: a comparison, or a sweep over one parameter.
+
+    Args:
+        networks: names of networks; van_b0 to van_b2 and every peer if empty, van_b0 for a sweep.
+        backends, batch_size, image_size, sweep: see ``comparison_cases`` and ``sweep_cases``; None is a comparison.
+
+    Raises:
+        UsageError: as ``comparison_cases`` and ``sweep_cases``.
+    """
+    sizes: dict[str, Any] = {"backends": backends, "batch_size": batch_size, "image_size": image_size}
+    if sweep is not None:
+        return sweep_cases(sweep, networks or ("van_b0",), **sizes)
+    peers = [name for name, network in NETWORKS.items() if not network.is_van]
+    return comparison_cases(networks or ("van_b0", "van_b1", "van_b2", *peers), **sizes)
 
 
 def comparison_cases(

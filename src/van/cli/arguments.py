@@ -34,7 +34,7 @@ from van.cli.help import format_help, format_list
 from van.cli.suggestions import OPTIONS, did_you_mean, suggest, unknown_name
 from van.cli.verbs import VERBS
 from van.errors import UsageError
-from van.settings import Positional, build_settings, default_of
+from van.settings import Choices, Positional, build_settings, default_of
 
 INPUT, DATA, MODEL, OUTPUT = "Input", "Data", "Model", "Output"
 TRAINING, OPTIMIZATION = "Training", "Optimization"
@@ -299,11 +299,14 @@ def list_flags(settings: Any, default: Any = None, *, hidden: bool = False) -> l
             flags += list_flags(kind, None if value is dataclasses.MISSING else value, hidden=hidden)
         else:
             marker = next((extra for extra in extras if isinstance(extra, Positional)), None)
-            flags.append(_flag_of(field.name, kind, marker, value, docs.get(field.name, "")))
+            choices = next((tuple(extra.list_names()) for extra in extras if isinstance(extra, Choices)), ())
+            flags.append(_flag_of(field.name, kind, marker, value, docs.get(field.name, ""), choices=choices))
     return flags
 
 
-def _flag_of(name: str, kind: Any, marker: Positional | None, value: Any, doc: str) -> Flag:
+def _flag_of(
+    name: str, kind: Any, marker: Positional | None, value: Any, doc: str, *, choices: tuple[str, ...]
+) -> Flag:
     """Build the flag of one field."""
     option = "--" + name.replace("_", "-")
     if kind is bool:
@@ -315,7 +318,8 @@ def _flag_of(name: str, kind: Any, marker: Positional | None, value: Any, doc: s
     if typing.get_origin(kind) is tuple:
         members = typing.get_args(kind)  # tuple[float, float] has two values, tuple[float, ...] any number
         kind, count = members[0], ANY if members[-1] is Ellipsis else len(members)
-    choices = tuple(map(str, typing.get_args(kind))) if typing.get_origin(kind) is Literal else ()
+    if typing.get_origin(kind) is Literal:
+        choices = tuple(map(str, typing.get_args(kind)))
     shown = f"{{{','.join(choices)}}}" if choices else _TYPE_NAMES.get(kind, "VALUE")
     shown = f"[{shown} ...]" if count == ANY else " ".join([shown] * count)
     return Flag(

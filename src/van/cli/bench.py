@@ -12,7 +12,7 @@ from van.errors import UsageError
 
 if TYPE_CHECKING:
     from van.bench.machine import Machine
-    from van.bench.rows import Case, Row
+    from van.bench.rows import Row
 
 _MODELS_DETAILS = """\
 The weights are random; nothing is downloaded. The output of every row is first compared with float64, then all rows
@@ -198,6 +198,7 @@ def _models(arguments: Sequence[str]) -> int:
             f"--plot: expected --image-size 224, for which top-1 is published, got {settings.image_size}; "
             "use 224 or add --sweep"
         )
+    from van.bench.cases import select_cases
     from van.bench.machine import resolve_device
     from van.bench.models import BenchmarkConfig, measure
 
@@ -209,21 +210,17 @@ def _models(arguments: Sequence[str]) -> int:
         train=settings.train,
         log=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    machine, rows = measure(_cases(settings), config)
+    cases = select_cases(
+        settings.models,
+        backends=settings.backends,
+        batch_size=settings.batch_size,
+        image_size=settings.image_size,
+        sweep=settings.sweep,
+    )
+    machine, rows = measure(cases, config)
     _report(settings, machine, rows)
     accepted_outcomes = ("measured",) if settings.backends else ("measured", "unavailable")
     return 0 if all(row.outcome in accepted_outcomes for row in rows) else 1
-
-
-def _cases(settings: ModelsSettings) -> "list[Case]":
-    from van.bench.cases import comparison_cases, sweep_cases
-    from van.bench.networks import NETWORKS
-
-    sizes = {"backends": settings.backends, "batch_size": settings.batch_size, "image_size": settings.image_size}
-    if settings.sweep is not None:
-        return sweep_cases(settings.sweep, settings.models or ("van_b0",), **sizes)
-    peers = [name for name, network in NETWORKS.items() if not network.is_van]
-    return comparison_cases(settings.models or ("van_b0", "van_b1", "van_b2", *peers), **sizes)
 
 
 def _report(settings: ModelsSettings, machine: "Machine", rows: "list[Row]") -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from van import api
 from van.cli.arguments import DATA, DISPLAY, INPUT, OUTPUT, Command, Subcommands, parse, run_subcommand
 from van.errors import UsageError
 from van.settings import Positional
@@ -120,21 +121,11 @@ def _scenes(arguments: Sequence[str]) -> int:
 
 def _check(arguments: Sequence[str]) -> int:
     settings = parse(CHECK, arguments)
-    if settings.preview is not None and settings.preview.suffix.lower() != ".png":
-        raise UsageError(f"--preview: expected a file name ending in .png, got {settings.preview}")
-    from van.datasets.check import check_dataset
-
-    report = check_dataset(settings.data, on_image=_show_progress if sys.stderr.isatty() else None)
+    report = api.check_dataset(settings.data, preview=settings.preview)
     print(json.dumps(report.to_dict(), indent=2) if settings.json else report)
     if settings.preview is not None:
-        report.draw_preview(settings.preview)
         print(f"preview: {settings.preview}", file=sys.stderr)
     return 1 if report.issues else 0
-
-
-def _show_progress(done: int, total: int) -> None:
-    if done == total or done % max(1, total // 200) == 0:
-        print(f"\rimage {done:,}/{total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 SUBCOMMANDS: Subcommands = {

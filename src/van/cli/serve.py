@@ -1,18 +1,17 @@
 """``van serve MODEL...``: serve predictions over HTTP."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+from van import api
 from van.cli.arguments import MODEL, Command, parse
 from van.cli.verbs import VERBS
-from van.errors import MissingExtra, UsageError
-from van.serving.settings import Limits, Settings, check_key, read_key
+from van.errors import UsageError
+from van.serving.settings import Limits, Settings, read_key
 from van.settings import Positional
 
-_LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 _MB, _MEGAPIXEL = 1 << 20, 1_000_000
 _MINIMUM = {
     "max_queue": 1,
@@ -114,58 +113,16 @@ COMMAND = Command(
 def run(arguments: Sequence[str]) -> int:
     """Serve until a stop signal; returns 0 if all accepted requests were finished."""
     flags = parse(COMMAND, arguments)
-    if not flags.models:
-        raise UsageError("MODEL: expected at least 1 checkpoint or model file, got none")
-    _check_packages()
-    from van.serving.model_files import parse_sources
-    from van.serving.server import serve
-
-    key = check_key(os.environ["VAN_API_KEY"], "VAN_API_KEY") if os.environ.get("VAN_API_KEY") else ""
-    if flags.api_key_file is not None:
-        key = read_key(flags.api_key_file)
-    if flags.host not in _LOOPBACK_HOSTS and not key:
-        raise UsageError(
-            f"--host {flags.host}: other machines can reach this address, so it needs an API key; "
-            "give --api-key-file or VAN_API_KEY, or use --host 127.0.0.1"
-        )
-    return serve(_make_settings(flags, key), parse_sources(flags.models))
-
-
-def _make_settings(flags: ServeSettings, key: str) -> Settings:
-    limits = Limits(
-        max_body_bytes=int(flags.max_body_mb * _MB),
-        max_pixels=round(flags.max_megapixels * _MEGAPIXEL),
-        max_images=flags.max_images,
-        header_timeout_s=flags.header_timeout_s,
-        body_timeout_s=flags.body_timeout_s,
-        body_idle_timeout_s=flags.body_timeout_s / 3,
-        timeout_s=flags.timeout_s,
-        max_connections=flags.max_connections,
-        max_requests=flags.max_requests,
-        max_queue=flags.max_queue,
-        max_memory_bytes=int(flags.max_memory_mb * _MB),
-    )
-    return Settings(
-        host=flags.host,
-        port=flags.port,
-        workers=flags.workers,
-        threads=flags.threads,
-        device=flags.device,
-        max_batch=flags.max_batch,
-        max_wait_s=flags.max_wait_ms / 1000,
-        shutdown_timeout_s=flags.shutdown_timeout_s,
-        reload_interval_s=flags.reload_interval_s,
-        api_key=key,
-        allow_origins=flags.allow_origin,
-        limits=limits,
-    )
-
-
-def _check_packages() -> None:
-    for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
-        try:
-            __import__(package)
-        except ModuleNotFoundError as error:
-            if error.name != package:
-                raise
-            raise MissingExtra(package, "serve", "serving a model") from error
+    options = {field.name: getattr(flags, field.name) for field in dataclasses.fields(flags)}
+    if (key_file := options.pop("api_key_file")) is not None:
+        options["api_key"] = read_key(key_file)
+    # flags in the units that people use, settings in base units
+    options |= {
+        "allow_origins": options.pop("allow_origin"),
+        "max_wait_s": options.pop("max_wait_ms") / 1000,
+        "max_body_bytes": int(options.pop("max_body_mb") * _MB),
+        "max_memory_bytes": int(options.pop("max_memory_mb") * _MB),
+        "max_pixels": round(options.pop("max_megapixels") * _MEGAPIXEL),
+        "body_idle_timeout_s": flags.body_timeout_s / 3,
+    }
+    return api.serve(options.pop("models"), **options)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from van.backbones.van import VAN
-from van.device import resolve_device, to_channels_last
+from van.device import place_network, resolve_device
 from van.errors import ImageError, UsageError
 from van.explain.cam import ELEMENTWISE, METHODS, activation_map, record_activations
 from van.explain.layers import Layer, find_layer
@@ -80,7 +80,7 @@ class Explainer:
         model.check_has_weights()
         model.check_can_predict()
         self.device = resolve_device(device)
-        self.model: nn.Module = to_channels_last(model.network, self.device)
+        self.model: nn.Module = place_network(model.network, self.device)
         self.preprocess = model.preprocess
         self.class_names = model.class_names
         self.notes = model.notes

@@ -98,6 +98,7 @@ class Head:
         export: makes the part to export; None exports the whole network, which returns logits.
         extra: the extra of this package that it needs; empty if none.
         backbone_options: default options of the VAN.
+        pools_globally: whether BatchNorm layers of it see one pixel per image, so that a step needs two images.
         public_prefix: of tensor names by which mmsegmentation's checkpoints of it are detected; empty if none exist.
         published: what the paper reports, by backbone.
         published_size: rows and columns of the image for the published multiply-accumulates.
@@ -110,6 +111,7 @@ class Head:
     export: Callable[[], ExportPart] | None = None
     extra: str = ""
     backbone_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pools_globally: bool = False
     public_prefix: str = ""
     published: Mapping[str, Published] = dataclasses.field(default_factory=dict)
     published_size: tuple[int, int] | None = None

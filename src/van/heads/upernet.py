@@ -11,6 +11,7 @@ from van.heads.registry import Published, register_head
     title="UPerNet",
     task="segment",
     backbone_options={"norm_eps": 1e-5},  # as in mmsegmentation
+    pools_globally=True,
     public_prefix="decode_head.psp_modules.",
     published={  # multi-scale mean IoU
         "van_b2": Published(millions=57, gmacs=948, metrics={"mean_iou": 50.1}),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from van.datasets.augment import JointAugmentSettings
 from van.errors import UsageError
+from van.heads import HEADS, heads_of
 from van.recipes.validation import (
     batch_divisor,
     check_batch_size,
@@ -76,7 +77,7 @@ def train_dense(
     Args:
         settings: the recipe's settings, a subclass of ``DenseSettings``.
         task_name: a key of ``van.datasets.annotations.TASK_TARGETS``.
-        head: one of ``van.weights.published.HEADS``.
+        head: one of ``van.heads.HEADS``, for this task.
         head_options: options of the head, stored with the network.
         normalization: mean and standard deviation; those of the initial weights if None.
         updates: length of the run in updates, rounded to whole epochs; 0 uses ``epochs``.
@@ -91,6 +92,8 @@ def train_dense(
     from van.training.run_folder import check_run
     from van.training.trainer import fit
 
+    if head not in heads_of(task_name):
+        raise UsageError(f"--head: expected one of {', '.join(heads_of(task_name))}, got {head!r}")
     check_run(settings.out, {}, resume=settings.resume)
     target_type = TASK_TARGETS[task_name]
     train, validation = load_splits(data, target_type=target_type, log=log)
@@ -111,7 +114,7 @@ def train_dense(
         preprocess = dataclasses.replace(preprocess, mean=normalization[0], std=normalization[1])
     image_size = settings.augment.crop_size or round(settings.min_size * settings.augment.scale[0])
     check_batch_size(network, settings.train, images=len(train.images), image_size=image_size)
-    _check_head_batch_norm(network, settings.train, image_size=1 if head == "upernet" else image_size)
+    _check_head_batch_norm(network, settings.train, image_size=1 if HEADS[head].pools_globally else image_size)
     run = TrainingRun(
         task=_make_task(task_name, train),
         model=network,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from van.datasets.augment import JointAugmentSettings
+from van.heads import heads_of
 from van.recipes.dense import DenseSettings, train_dense
+from van.settings import Choices
 from van.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from van.training.trainer import Summary
 
-Detectors = Literal["retinanet", "fcos", "faster_rcnn", "d_fine", "rt_detr_v2", "deformable_detr"]
 _FINETUNING = TrainSettings(
     epochs=24,
     batch_size=8,
@@ -32,7 +34,7 @@ class DetectSettings(DenseSettings):
 
     data: Path
     """Dataset folder with boxes, in COCO, YOLO or Pascal VOC format."""
-    head: Detectors = "retinanet"
+    head: Annotated[str, Choices(functools.partial(heads_of, "detect"))] = "retinanet"
     """Detector; d_fine, rt_detr_v2 and deformable_detr need the extra transformers."""
     train: TrainSettings = _FINETUNING
     augment: JointAugmentSettings = JointAugmentSettings(scale=(0.6, 1.2), hflip=0.5, photometric_distort=0.25)
@@ -54,7 +56,7 @@ class SegmentSettings(DenseSettings):
 
     data: Path
     """Dataset folder: images/ and masks/, ADE20K or Cityscapes."""
-    head: Literal["semantic_fpn", "upernet"] = "semantic_fpn"
+    head: Annotated[str, Choices(functools.partial(heads_of, "segment"))] = "semantic_fpn"
     """Head; UPerNet is larger and has a higher mean IoU in the paper."""
     min_size: int = 512
     """Size in pixels that the shorter side of an image is resized to, unless --max-size limits it."""

@@ -67,7 +67,8 @@ def render(data: ReportData, *, version: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(metric_name=metric_name, format_metric=format_metric)
+    functions: dict[str, Any] = {"metric_name": metric_name, "format_metric": format_metric}
+    environment.globals.update(functions)
     environment.filters |= {
         "count": "{:,}".format,
         "decimal": format_decimal,

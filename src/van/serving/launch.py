@@ -53,6 +53,11 @@ def launch(models: Sequence[Model | str | Path], options: Mapping[str, Any]) -> 
         files = []
         for number, model in enumerate(models):
             if isinstance(model, Model):
-                model = model.source or model.save(Path(folder, str(number), f"{model.name}.safetensors"))
+                # not its source: the network or its options may have been changed since it was loaded
+                model = (
+                    model.source
+                    if model.is_exported
+                    else model.save(Path(folder, str(number), f"{model.name}.safetensors"))
+                )
             files.append(str(model))
         return serve(settings, parse_sources(files))
