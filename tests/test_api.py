@@ -168,6 +168,9 @@ def test_options_are_checked_before_anything_is_loaded(subtests, tmp_path):
         (lambda: van.serve("van_b0", host="0.0.0.0"), "API key"),
         (lambda: van.benchmark("phones"), r"subject: .*models, ops, sessions.*'phones'"),
         (lambda: van.benchmark("ops", rounds=0), "rounds"),
+        (lambda: van.benchmark("ops", speed=1), "van bench ops: .*speed"),
+        (lambda: van.benchmark("models", speed=1), "van bench models: .*speed"),
+        (lambda: van.benchmark("sessions", speed=1), "van bench sessions: .*speed"),
         (lambda: van.check_dataset("x", preview="p.jpg"), r"preview: .*\.png"),
     ):
         with subtests.test(fact), pytest.raises(UsageError, match=fact):
@@ -187,7 +190,7 @@ def test_check_dataset_returns_the_issues(colors, tmp_path):
 
 
 HEAVY = ("timm", "torchvision", "torchmetrics", "torch._dynamo", "torch._inductor", "transformers", "matplotlib",
-         "sklearn", "accelerate", "scipy", "sympy", "huggingface_hub", "tyro", "rich", "pandas")  # fmt: skip
+         "sklearn", "accelerate", "scipy", "sympy", "huggingface_hub", "rich", "pandas")  # fmt: skip
 
 
 def test_a_prediction_imports_torch_and_none_of_the_heavy_packages(run_python, checkpoint, tmp_path):

@@ -13,12 +13,18 @@ def show_progress(unit: str) -> Callable[[int, int], None] | None:
         return None
     from tqdm.auto import tqdm
 
-    bar = tqdm(unit=f" {unit}s", leave=False)
+    class Bar(tqdm):
+        """A bar without the thread that tqdm starts to redraw bars that have stopped."""
+
+        monitor_interval = 0
+
+    bar = Bar(unit=f" {unit}s", leave=False)
 
     def show(done: int, total: int) -> None:
         bar.total = total
         bar.update(done - bar.n)
         if done == total:
+            bar.refresh()  # a run that is shorter than the interval between updates has shown nothing yet
             bar.close()
 
     return show

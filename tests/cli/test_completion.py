@@ -71,20 +71,18 @@ def test_bash_completes_options_in_the_middle_of_a_command_line(complete):
 
 
 def test_bash_completes_choices_and_nothing_where_any_value_is_valid(complete):
-    precision, b, attached, epochs, shell, names = complete(
+    precision, b, attached, epochs, shell = complete(
         "train digits --precision ",
         "train digits --precision b",
         "train digits --precision = f",
         "train digits --epochs ",
         "completion ",
-        "train digits --set save",
     )
     assert precision == ["fp32", "bf16", "fp16"]
     assert b == ["bf16"]
     assert attached == ["fp32", "fp16"]
     assert epochs == []
     assert shell == ["bash", "zsh", "fish"]
-    assert names == ["save_every="]
 
 
 def test_bash_completes_file_names_for_paths_and_positional_arguments(complete, tmp_path):

@@ -25,7 +25,6 @@ UNKNOWN = {
     f"{TRAIN} --num_workers 2": ("--num_workers", "train classify", "--workers"),
     f"{TRAIN} -j 2": ("-j", "train classify", "--workers"),
     f"{TRAIN} --epoch 2": ("--epoch", "train classify", "--epochs"),
-    f"{TRAIN} --log-every 2": ("--log-every", "train classify", "--set log_every=VALUE"),
     "train classify --dataset x": ("--dataset", "train classify", "--data"),
     "train classify --data-dir x": ("--data-dir", "train classify", "--data"),
     "train classify --project x": ("--project", "train classify", "--out"),

@@ -36,7 +36,7 @@ NAMES = [
     "train",
 ]
 CALLABLE_MODULES = ("explain", "export", "predict", "report")
-HEAVY = ("torch", "torchvision", "timm", "numpy", "PIL", "matplotlib", "safetensors", "tyro", "rich")
+HEAVY = ("torch", "torchvision", "timm", "numpy", "PIL", "matplotlib", "safetensors", "rich")
 
 
 def test_the_public_names_are_these():

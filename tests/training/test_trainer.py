@@ -156,7 +156,7 @@ def test_unreadable_training_images_are_skipped_and_logged(tmp_path: Path):
 
 
 def test_too_many_unreadable_training_images_stop_training(tmp_path: Path):
-    with pytest.raises(DataError, match=r"of 40 .*0\.05.*max_unreadable.*is damaged"):
+    with pytest.raises(DataError, match=r"of 40 .*0\.05.*max-unreadable.*is damaged"):
         fit(tiny_run(epochs=1, train_dataset=Squares(40, broken=(3, 9, 12))), tmp_path / "run")
 
 

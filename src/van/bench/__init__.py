@@ -1,8 +1,12 @@
 """Benchmarks of operators, networks and runtime sessions. Outputs are verified before throughput is reported."""
 
+from collections.abc import Callable
 from typing import Any
 
 from van.errors import UsageError
+
+Measurement = Callable[[], list[Any]]
+"""Runs a benchmark whose options were accepted."""
 
 
 def run_benchmark(subject: str, **options: Any) -> list[Any]:
@@ -13,8 +17,7 @@ def run_benchmark(subject: str, **options: Any) -> list[Any]:
         options: those of its flags that do not concern the output.
 
     Raises:
-        UsageError: there is no such subject, or an option is out of range.
-        TypeError: there is no such option.
+        UsageError: there is no such subject or option, or an option is out of range.
     """
     least = {"wait_s": 0, "image_size": 32}
     for name, value in options.items():
@@ -23,15 +26,22 @@ def run_benchmark(subject: str, **options: Any) -> list[Any]:
     subjects = {"models": _models, "ops": _ops, "sessions": _sessions}
     if subject not in subjects:
         raise UsageError(f"subject: expected one of {', '.join(subjects)}, got {subject!r}")
-    return subjects[subject](**options)
+    try:
+        measurement = subjects[subject](**options)
+    except TypeError as error:  # there is no such option
+        raise UsageError(f"van bench {subject}: {error}") from error
+    return measurement()
 
 
-def _ops(*, batch_size: int = 1, rounds: int = 15, threads: int = 1, device: str = "auto") -> list[Any]:
+def _ops(*, batch_size: int = 1, rounds: int = 15, threads: int = 1, device: str = "auto") -> Measurement:
     from van.bench.machine import benchmark_settings, resolve_device
     from van.bench.operators import measure
 
-    with benchmark_settings(threads=threads):
-        return list(measure(batch_size=batch_size, rounds=rounds, device=resolve_device(device)))
+    def run() -> list[Any]:
+        with benchmark_settings(threads=threads):
+            return list(measure(batch_size=batch_size, rounds=rounds, device=resolve_device(device)))
+
+    return run
 
 
 def _models(
@@ -43,16 +53,18 @@ def _models(
     image_size: int = 224,
     device: str = "auto",
     **options: Any,
-) -> list[Any]:
+) -> Measurement:
     from van.bench.cases import select_cases
     from van.bench.machine import resolve_device
     from van.bench.models import BenchmarkConfig, measure
 
     cases = select_cases(models, backends=backends, batch_size=batch_size, image_size=image_size, sweep=sweep)
-    return measure(cases, BenchmarkConfig(device=resolve_device(device), latency=sweep is None, **options))[1]
+    config = BenchmarkConfig(device=resolve_device(device), latency=sweep is None, **options)
+    return lambda: measure(cases, config)[1]
 
 
-def _sessions(*, model: tuple[str, ...] = ("van_b0",), sessions: tuple[str, ...] = (), **options: Any) -> list[Any]:
+def _sessions(*, model: tuple[str, ...] = ("van_b0",), sessions: tuple[str, ...] = (), **options: Any) -> Measurement:
     from van.bench.sessions import SESSIONS, BenchmarkConfig, measure
 
-    return measure(tuple(model), BenchmarkConfig(sessions=tuple(sessions) or tuple(SESSIONS), **options))
+    config = BenchmarkConfig(sessions=tuple(sessions) or tuple(SESSIONS), **options)
+    return lambda: measure(tuple(model), config)

@@ -67,8 +67,6 @@ class Flag:
     kind: Any = str
     """The type of one value."""
     choices: tuple[str, ...] = ()
-    completions: tuple[str, ...] = ()
-    """What a shell completes beside ``choices``, which are the only valid values."""
     required: bool = False
     default: Any = None
 
@@ -104,7 +102,7 @@ class Flag:
 
     def convert(self, value: str) -> Any:
         """Return a valid value in its type; a ``Literal`` gives the member of that text."""
-        if self.choices:
+        if typing.get_origin(self.kind) is Literal:
             return typing.get_args(self.kind)[self.choices.index(value)]
         return self.kind(value)
 
@@ -126,14 +124,10 @@ class Command(Generic[Settings]):
     """Command lines that work as they stand, at least three."""
     groups: Mapping[str, tuple[str, ...]]
     """Heading to the names of its fields, in the order of --help."""
-    extra_flags: tuple[Flag, ...] = ()
-    """Options that the caller of ``parse`` reads itself; listed in ``groups`` by their names."""
-    replacements: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Options that do not exist here, and what to write instead; for error messages."""
 
     def flags(self, default: Any = None) -> list[Flag]:
         """List its options and positional arguments; ``default`` is an instance that gives the default values."""
-        return [*list_flags(self.settings, default), *self.extra_flags]
+        return list_flags(self.settings, default)
 
     def grouped_flags(self) -> dict[str, list[Flag]]:
         """Sort its flags under their headings; ``Other options`` has those that no group names."""
@@ -267,23 +261,19 @@ def _read_positional(command: Command[Any], flags: Sequence[Flag], texts: Sequen
 
 def _unknown_option(command: Command[Any], name: str, options: Mapping[str, Flag], flags: Sequence[Flag]) -> str:
     option = name.replace("_", "-")
-    if option in command.replacements:
-        similar = [command.replacements[option]]
-    else:
-        positional = [flag.metavar for flag in flags if not flag.option]
-        similar = suggest(option, [*options, *positional], OPTIONS)
-        similar = [f"the argument {name}" if name in positional else name for name in similar]
+    positional = [flag.metavar for flag in flags if not flag.option]
+    similar = suggest(option, [*options, *positional], OPTIONS)
+    similar = [f"the argument {name}" if name in positional else name for name in similar]
     hint = did_you_mean(similar) or (f": expected one of {', '.join(options)}." if len(options) < 6 else ".")
     return f'unknown option {name} for "van {command.path}"{hint} See "van {command.path} --help"'
 
 
-def list_flags(settings: Any, default: Any = None, *, hidden: bool = False) -> list[Flag]:
+def list_flags(settings: Any, default: Any = None) -> list[Flag]:
     """List the flags of a settings dataclass; fields of nested dataclasses count as its own.
 
     Args:
         settings: the dataclass.
         default: an instance that gives the default values.
-        hidden: also list fields that have no flag.
     """
     hints = typing.get_type_hints(settings, include_extras=True)
     docs = _field_docs(settings)
@@ -292,11 +282,9 @@ def list_flags(settings: Any, default: Any = None, *, hidden: bool = False) -> l
         hint = hints[field.name]
         extras = getattr(hint, "__metadata__", ())  # of Annotated
         kind = typing.get_args(hint)[0] if extras else hint
-        if any("Suppress" in repr(extra) for extra in extras) and not hidden:
-            continue
         value = default_of(field) if default is None else getattr(default, field.name)
         if dataclasses.is_dataclass(kind):
-            flags += list_flags(kind, None if value is dataclasses.MISSING else value, hidden=hidden)
+            flags += list_flags(kind, None if value is dataclasses.MISSING else value)
         else:
             marker = next((extra for extra in extras if isinstance(extra, Positional)), None)
             choices = next((tuple(extra.list_names()) for extra in extras if isinstance(extra, Choices)), ())

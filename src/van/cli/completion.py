@@ -1,7 +1,6 @@
 """``van completion SHELL``: the completion script for bash, zsh or fish, with every verb, recipe, option and choice.
 
-tyro can complete one parser, but not the verbs above it; so the scripts are made here, from the list of commands.
-They hold all names themselves: completing starts no Python.
+The scripts are made from the list of commands and hold all names themselves: completing starts no Python.
 """
 
 import dataclasses

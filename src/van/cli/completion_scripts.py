@@ -221,7 +221,7 @@ def _list_values(commands: Mapping[str, Command[Any]]) -> dict[str, list[str]]:
 
 def _values_of(flag: Flag) -> list[str]:
     """Return what to complete for a flag; ``@`` stands for file names."""
-    return ["@"] if flag.takes_path else [*flag.choices, *flag.completions]
+    return ["@"] if flag.takes_path else list(flag.choices)
 
 
 def _cases(bodies: Mapping[str, str]) -> str:

@@ -106,7 +106,9 @@ def _run(arguments: list[str]) -> int:
     except UsageError as error:
         # functions name their argument, "batch_size: expected ..."; here it is called --batch-size
         name, colon, reason = str(error).partition(":")
-        flags = module.COMMAND.flags() if colon and hasattr(module, "COMMAND") else []
+        subcommands = getattr(module, "SUBCOMMANDS", {})
+        command, _ = subcommands.get(rest[0] if rest else "", (getattr(module, "COMMAND", None), None))
+        flags = command.flags() if colon and command is not None else []
         option = next((flag.option or flag.metavar for flag in flags if flag.name == name), None)
         if option is None:
             raise

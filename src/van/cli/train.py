@@ -16,13 +16,12 @@ from van.cli.arguments import (
     SYSTEM,
     TRAINING,
     Command,
-    Flag,
     parse,
 )
 from van.cli.help import format_list
 from van.cli.suggestions import RECIPES as RECIPE_ALIASES
 from van.cli.suggestions import unknown_name
-from van.cli.train_settings import list_hidden_flags, load_stored_settings, replace_settings, split_set_options
+from van.cli.train_settings import load_stored_settings
 from van.cli.verbs import VERBS
 from van.errors import UsageError
 from van.recipes import ALIASES, RECIPES, resolve_recipe
@@ -115,31 +114,23 @@ GROUPS = {
     AUGMENTATION: ("scale", "crop_size", "hflip", "rand_augment", "photometric_distort"),
     REGULARIZATION: ("drop_path_rate", "label_smoothing", "mixup", "cutmix"),
     SYSTEM: ("device", "workers", "strategy"),
-    "Advanced": ("set",),
-}
+    "Advanced": (
+        "milestones", "poly_power", "warmup_updates", "cooldown_epochs", "random_erasing", "max_class_fraction",
+        "max_unreadable", "save_every", "log_every",
+    ),
+}  # fmt: skip
 """Headings of --help for all recipes; each recipe has some of these fields."""
 
 
 def make_command(name: str) -> Command[Any]:
     """Build the command of a recipe, which imports the recipe's module."""
     settings_class = _settings_class(name)
-    hidden = list_hidden_flags(settings_class)
-    listed = ", ".join(f"{flag.name} {flag.describe_default()}".strip() for flag in hidden.values())
-    option = Flag(
-        name="set",
-        option="--set",
-        metavar="NAME=VALUE",
-        help=f"Change a rarely used setting, such as save_every=1000; may be repeated. Names: {listed}.",
-        completions=tuple(f"{flag}=" for flag in hidden),
-    )
     return Command(
         f"train {name}",
         settings_class,
         summary=RECIPES[name].description,
         examples=EXAMPLES[name],
         groups=GROUPS,
-        extra_flags=(option,),
-        replacements={f"--{flag.replace('_', '-')}": f"--set {flag}=VALUE" for flag in hidden},
     )
 
 
@@ -156,9 +147,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UsageError(unknown_name("recipe", name, RECIPES, RECIPE_ALIASES, of="van train"))
     name = resolve_recipe(name)
     settings_class = _settings_class(name)
-    rest, changes = split_set_options(rest, list_hidden_flags(settings_class))
     settings = parse(make_command(name), rest, default=load_stored_settings(settings_class, rest))
-    settings = replace_settings(settings, changes)
     summary = importlib.import_module(f"van.recipes.{RECIPES[name].module}").run(settings)
     if os.environ.get("RANK", "0") == "0":  # torchrun starts several processes; one prints
         print_summary(settings.out, summary)

@@ -10,8 +10,6 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
 from van.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +33,7 @@ class AugmentSettings:
     """Probability of a horizontal flip."""
     rand_augment: str = ""
     """timm's RandAugment policy, such as rand-m9-mstd0.5-inc1; empty: none."""
-    random_erasing: tyro.conf.Suppress[float] = 0.0
+    random_erasing: float = 0.0
     """Probability of erasing a random rectangle."""
 
     def __post_init__(self) -> None:
@@ -52,7 +50,7 @@ class JointAugmentSettings:
     """Least and greatest factor on the size that evaluation would use; 0.1 2.0 is large-scale jitter."""
     crop_size: int = 0
     """Side in pixels of a random square crop of the resized image, padded where that is smaller; 0: no crop."""
-    max_class_fraction: tyro.conf.Suppress[float] = 0.75
+    max_class_fraction: float = 0.75
     """Greatest fraction of a crop that one class may fill, in semantic masks."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""

@@ -35,7 +35,7 @@ class CocoRetinanetSettings(DenseSettings):
     data: Path
     """Dataset folder with annotations/instances_train2017.json, train2017/ and val2017/."""
     length: Literal["1x", "3x", "own"] = "1x"
-    """Schedule: 1x (12 epochs), 3x (36 epochs), or own (uses --epochs and --set milestones)."""
+    """Schedule: 1x (12 epochs), 3x (36 epochs), or own (uses --epochs and --milestones)."""
     model: str = "van_b0"
     """Backbone: van_b0 ... van_b6."""
     train: TrainSettings = TrainSettings(

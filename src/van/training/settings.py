@@ -1,13 +1,10 @@
 """The settings of a training run.
 
-This module does not import torch, so that --help responds at once. ``Suppress`` hides a rarely used
-setting from the flags; ``van train ... --set NAME=VALUE`` sets it.
+This module does not import torch, so that --help responds at once.
 """
 
 import dataclasses
 from typing import Literal
-
-import tyro
 
 from van.errors import UsageError
 
@@ -28,10 +25,10 @@ class TrainSettings:
     lr: float = 1e-3
     """Peak learning rate of AdamW, reached after a linear warm-up."""
     schedule: Schedule = "cosine"
-    """Learning rate decay: cosine, polynomial, or by a factor of 10 at each epoch of --set milestones=8,11."""
-    milestones: tyro.conf.Suppress[tuple[int, ...]] = ()
+    """Learning rate decay: cosine, polynomial, or by a factor of 10 at each epoch of --milestones."""
+    milestones: tuple[int, ...] = ()
     """Epochs after which the learning rate is divided by 10, for --schedule step."""
-    poly_power: tyro.conf.Suppress[float] = 1.0
+    poly_power: float = 1.0
     """Exponent of the polynomial decay, for --schedule poly."""
     weight_decay: float = 0.05
     """Weight decay; norms, biases and layer scales have none."""
@@ -39,9 +36,9 @@ class TrainSettings:
     """Learning rate factor from each layer to the layer before it; 1 disables layer decay."""
     warmup_epochs: float = 1.0
     """Epochs of linear warm-up; at most half of the run."""
-    warmup_updates: tyro.conf.Suppress[int] = 0
+    warmup_updates: int = 0
     """Updates of linear warm-up, instead of --warmup-epochs, if above 0; at most half of the run."""
-    cooldown_epochs: tyro.conf.Suppress[float] = 0.0
+    cooldown_epochs: float = 0.0
     """Epochs at the lowest learning rate at the end; at most half of the run."""
     clip_grad: float = 0.0
     """Maximum norm of the gradient; 0 disables clipping."""
@@ -63,11 +60,11 @@ class TrainSettings:
     """Data loading processes per training process."""
     device: str = "auto"
     """cpu, cuda, mps, or auto, which takes the first one available of cuda, mps and cpu."""
-    max_unreadable: tyro.conf.Suppress[float] = 0.05
+    max_unreadable: float = 0.05
     """Fraction of unreadable training images above which training stops."""
-    save_every: tyro.conf.Suppress[int] = 500
+    save_every: int = 500
     """Updates between two checkpoints within an epoch; the end of every epoch is saved too."""
-    log_every: tyro.conf.Suppress[int] = 10
+    log_every: int = 10
     """Updates between two training records of the log."""
 
     def __post_init__(self) -> None:

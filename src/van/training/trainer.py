@@ -228,7 +228,7 @@ class _Trainer:
             listed = "; ".join(f"{name}: {reason}" for name, reason in list(self.unreadable.items())[:8])
             raise DataError(
                 f"{len(self.unreadable)} of {total} training images cannot be read; expected at most a fraction of "
-                f"{limit:g} (--set max_unreadable=FRACTION): {listed}"
+                f"{limit:g} (--max-unreadable FRACTION): {listed}"
             )
 
     def _log_unreadable(self, name: str, reason: str) -> None:
