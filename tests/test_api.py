@@ -16,6 +16,7 @@ from van import api
 from van.cli.commands import list_commands
 from van.errors import CheckpointError, ImageError, UsageError
 from van.model import Model
+from van.serving.launch import write_models
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +168,7 @@ def test_options_are_checked_before_anything_is_loaded(subtests, tmp_path):
         (lambda: van.serve("van_b0", speed=9), "speed: "),
         (lambda: van.serve("van_b0", host="0.0.0.0"), "API key"),
         (lambda: van.benchmark("phones"), r"subject: .*models, ops, sessions.*'phones'"),
+        (lambda: van.train("detect", data=".", out="x", head="upernet"), "head: expected .*fcos.*'upernet'"),
         (lambda: van.benchmark("ops", rounds=0), "rounds"),
         (lambda: van.benchmark("ops", speed=1), "van bench ops: .*speed"),
         (lambda: van.benchmark("models", speed=1), "van bench models: .*speed"),
@@ -206,3 +208,11 @@ print([name for name in {HEAVY} if name in sys.modules][:2])
 """
     *_, loaded, control = run_python(code).splitlines()
     assert (loaded, control) == ("['torch']", "['timm', 'torchvision']")
+
+
+def test_a_model_that_was_changed_is_served_as_it_is(model, checkpoint, tmp_path):
+    changed = model.replace(class_names=[f"new {name}" for name in model.class_names])
+    exported = van.export(checkpoint, tmp_path / "a.onnx").path
+    written, kept, name = write_models([changed, Model.load(exported), "own=a.safetensors"], tmp_path / "served")
+    assert Model.load(written).class_names == changed.class_names
+    assert (kept, name) == (str(exported), "own=a.safetensors")

@@ -34,6 +34,8 @@ WRONG = {
     "train detect --data nowhere --out x": (1, "nowhere"),
     "train detect --data . --out x": (1, "annotations/instances_train"),
     "train detect --data . --out x --head ssd": (2, "--head", "retinanet", "'ssd'"),
+    "train detect --data . --out x --head upernet": (2, "--head: expected one of ", "fcos", "'upernet'"),
+    "train segment --data . --out x --head fcos": (2, "--head: expected one of ", "upernet", "'fcos'"),
     "train detect --data . --out x --scale 2 1": (2, "--scale", "2.0", "1.0"),
     "train detect --data . --out x --min-size 900 --max-size 800": (2, "--min-size", "900", "--max-size", "800"),
     "train detect --data . --out x --photometric-distort 2": (2, "--photometric-distort", "2.0"),

@@ -5,16 +5,18 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from van.errors import MissingExtra, UsageError
-from van.model import Model
 from van.serving.settings import Limits, Settings, check_key
+
+if TYPE_CHECKING:
+    from van.model import Model  # not imported here: the front does without PyTorch
 
 _LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
-def launch(models: Sequence[Model | str | Path], options: Mapping[str, Any]) -> int:
+def launch(models: "Sequence[Model | str | Path]", options: Mapping[str, Any]) -> int:
     """Serve until a stop signal; return 0 if all accepted requests were finished.
 
     Args:
@@ -50,14 +52,19 @@ def launch(models: Sequence[Model | str | Path], options: Mapping[str, Any]) -> 
             "give --api-key-file or VAN_API_KEY, or use --host 127.0.0.1"
         )
     with tempfile.TemporaryDirectory() as folder:  # the workers load models from files
-        files = []
-        for number, model in enumerate(models):
-            if isinstance(model, Model):
-                # not its source: the network or its options may have been changed since it was loaded
-                model = (
-                    model.source
-                    if model.is_exported
-                    else model.save(Path(folder, str(number), f"{model.name}.safetensors"))
-                )
-            files.append(str(model))
-        return serve(settings, parse_sources(files))
+        return serve(settings, parse_sources(write_models(models, Path(folder))))
+
+
+def write_models(models: "Sequence[Model | str | Path]", folder: Path) -> list[str]:
+    """Return a source for each model; those in memory are written to ``folder``.
+
+    Not the file that a model was loaded from: its network or its class names may have been changed since. An exported
+    file cannot be changed.
+    """
+    sources = []
+    for number, model in enumerate(models):
+        if not isinstance(model, str | Path):
+            path = folder / str(number) / f"{model.name}.safetensors"
+            model = model.source if model.is_exported else model.save(path)
+        sources.append(str(model))
+    return sources
